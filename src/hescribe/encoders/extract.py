@@ -1,0 +1,161 @@
+"""Tiles → features, computed once and kept on disk under a hash of everything they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from platformdirs import user_cache_dir
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hescribe.encoders.record import Encoder
+from hescribe.io.store import write_atomically
+from hescribe.predictor import TileSource
+from hescribe.types import Features, Microns, TileArray, TilePx
+
+Precision = Literal["fp32", "bf16"]
+_VERSION = 1  #: raise when the way features are computed changes
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed; part of what a bundle remembers.
+
+    Attributes
+    ----------
+    tile_um
+        Side of a tile, µm.
+    views
+        1, or 4 or 8: average the features over the tile's right-angle rotations (and mirror images).
+    batch_size
+        Tiles at once. Kept with the bundle, since sums inside a batched product may depend on it.
+    precision
+        ``fp32``, or ``bf16`` autocast.
+    """
+
+    tile_um: Microns = 112.0
+    views: int = 1
+    batch_size: int = 32
+    precision: Precision = "fp32"
+
+
+def cache_folder() -> Path:
+    """Where features are kept: ``$HESCRIBE_CACHE``, or the user's cache folder."""
+    return Path(os.environ.get("HESCRIBE_CACHE") or user_cache_dir("hescribe"))
+
+
+def extract_features(
+    tiles: TileSource, encoder: Encoder, how: Extraction, *, device: str = "cpu", use_cache: bool = True
+) -> Features:
+    """Features of every tile.
+
+    Parameters
+    ----------
+    tiles
+        Tiles of one slide.
+    encoder
+        The encoder.
+    how
+        Tile side, views, batch and precision.
+    device
+        Torch device.
+    use_cache
+        Read and write the cache on disk.
+
+    Returns
+    -------
+    ndarray
+        (n, encoder.width) float32.
+    """
+    path = cache_folder() / "features" / f"{_key(tiles, encoder, how, device)}.npy"
+    if use_cache and path.is_file():
+        return np.load(path, allow_pickle=False)
+    features = _compute(tiles, encoder, how, device)
+    if use_cache:
+        with write_atomically(path) as temporary, temporary.open("wb") as file:
+            np.save(file, features, allow_pickle=False)
+    return features
+
+
+def _key(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> str:
+    facts = [_VERSION, tiles.fingerprint(), encoder.identity, how.tile_um, how.views, how.batch_size, how.precision]
+    kind = torch.device(device).type
+    return hashlib.blake2b(json.dumps([*facts, kind]).encode(), digest_size=16).hexdigest()
+
+
+@torch.inference_mode()
+def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> Features:
+    module = encoder.module.to(device=device, memory_format=torch.channels_last).eval()
+    out = np.empty((len(tiles), encoder.width), dtype=np.float32)
+    start = 0
+    label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"
+    with tqdm(total=len(tiles), desc=label, unit="tile", disable=None, leave=False) as bar:
+        for batch in read_batches(tiles, how.tile_um, encoder.input_px, how.batch_size):
+            features = _encode(module, to_tensor(batch, device), how)
+            out[start : start + len(batch)] = features.float().cpu().numpy()
+            start += len(batch)
+            bar.update(len(batch))
+    return out
+
+
+def _encode(module: nn.Module, images: Tensor, how: Extraction) -> Tensor:
+    total = torch.zeros((), device=images.device)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=how.precision == "bf16"):
+        for view in dihedral_views(images, how.views):
+            total = total + module(view.contiguous(memory_format=torch.channels_last)).float()
+    return total / how.views
+
+
+def dihedral_views(images: Tensor, views: int) -> Iterator[Tensor]:
+    """The first 1, 4 or 8 of a square's symmetries: right-angle rotations, then their mirror images."""
+    for view in range(views):
+        rotated = torch.rot90(images, view % 4, dims=(2, 3))
+        yield rotated.flip(3) if view >= 4 else rotated
+
+
+def to_tensor(tiles: TileArray, device: str) -> Tensor:
+    """(n, side, side, 3) uint8 array → (n, 3, side, side) uint8 tensor."""
+    return torch.from_numpy(tiles).permute(0, 3, 1, 2).to(device)
+
+
+def read_batches(tiles: TileSource, tile_um: Microns, size_px: TilePx, batch_size: int) -> Iterator[TileArray]:
+    """Batches in order, the next one being read while the caller works on this one."""
+    chunks = [np.arange(i, min(i + batch_size, len(tiles))) for i in range(0, len(tiles), batch_size)]
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending = None
+        for chunk in chunks:
+            ready = pending
+            pending = pool.submit(tiles.read, chunk, tile_um=tile_um, size_px=size_px)
+            if ready is not None:
+                yield ready.result()
+        if pending is not None:
+            yield pending.result()
+
+
+def tile_stack(tiles: TileSource, tile_um: Microns, size_px: TilePx) -> np.memmap:
+    """All tiles as one (n, size_px, size_px, 3) uint8 array on disk, for training on images.
+
+    Cut once and kept in the cache, so that an epoch never opens a slide.
+    """
+    facts = json.dumps(["tiles", _VERSION, tiles.fingerprint(), tile_um, size_px])
+    path = cache_folder() / "tiles" / f"{hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()}.npy"
+    if not path.is_file():
+        with write_atomically(path) as temporary:
+            shape = (len(tiles), size_px, size_px, 3)
+            stack = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            start = 0
+            for batch in read_batches(tiles, tile_um, size_px, 64):
+                stack[start : start + len(batch)] = batch
+                start += len(batch)
+            stack.flush()
+            del stack
+    return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,75 @@
+"""Writing: to a temporary name first, renamed when complete, removed when not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hescribe.errors import OutputError
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it takes the name ``path``.
+
+    The block may create a file or a folder there. Whatever ends the block early removes it,
+    so a reader sees either the old output or the new one, whole.
+
+    Parameters
+    ----------
+    path
+        Where the finished output goes. Parent folders are made.
+    overwrite
+        Replace what is there; otherwise refuse.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full, writing is not permitted, or ``path`` exists and may not be replaced.
+    """
+    target = Path(path)
+    if not overwrite and target.exists():
+        raise OutputError(f"{target} already exists (choose another output or pass --overwrite)")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _publish(temporary, target)
+    except OSError as error:
+        if error.errno is None or not _is_about_writing(error):
+            raise
+        raise OutputError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
+    finally:
+        _remove(temporary)
+
+
+def _is_about_writing(error: OSError) -> bool:
+    import errno
+
+    return error.errno in {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename, moving an older folder aside first: a folder cannot be replaced in one step."""
+    if target.is_dir() and not target.is_symlink():
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        os.replace(target, aside)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            os.replace(aside, target)
+            raise
+        _remove(aside)
+    else:
+        os.replace(temporary, target)

@@ -1,0 +1,45 @@
+"""Every name under which something is stored: AnnData slots, bundle files, format versions."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1  #: of predictions and bundles; raised when a reader must know the difference
+
+# AnnData of a section or a prediction
+SPATIAL = "spatial"  #: obsm: (n, 2) x, y in full-resolution pixels; uns: scanpy's library dict
+PROVENANCE = "hescribe"  #: uns: where the data came from
+CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions
+SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
+
+# obs of a section
+ARRAY_ROW = "array_row"
+ARRAY_COL = "array_col"
+ANNOTATION = "annotation"  #: label given by a pathologist
+SECTION = "section_id"
+PATIENT = "patient_id"
+
+# var of a section
+ENSEMBL = "gene_ids"  #: Ensembl id(s) of a symbol, where the file has them
+MITOCHONDRIAL = "mitochondrial"
+CONTROL = "control"  #: a control probe, not a gene
+
+# var and obs of a prediction
+EXPECTED_PCC = "expected_pcc"  #: cross-validated correlation of the gene
+INTERVAL = "interval"  #: half-width of the gene's 90 % interval
+NOVELTY = "novelty"  #: percentile of the tile's distance from the reference
+INTERVAL_SCALE = "interval_scale"  #: factor on the gene's interval for this tile
+IN_PANEL = "in_panel"  #: the gene is one of those the embedding was learned on
+HELD_OUT_SECTION = "held_out_section"
+
+# reference
+EMBEDDING = "embedding"  #: obsm: key embeddings
+
+# a table inside a SpatialData or WSIData store
+TILES_TABLE = "hescribe_tiles"
+
+# files of a bundle
+BUNDLE_CONFIG = "config.json"
+BUNDLE_WEIGHTS = "weights.safetensors"
+BUNDLE_REFERENCE = "reference.zarr"
+BUNDLE_GENES = "genes.parquet"
+BUNDLE_CARD = "README.md"
+BUNDLE_HISTORY = "history.csv"  #: training curves
