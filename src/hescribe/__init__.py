@@ -1,3 +1,5 @@
 """Read the spatial transcriptome off an H&E slide."""
 
-__version__ = "0.1.0"
+from hescribe.version import __version__
+
+__all__ = ["__version__"]

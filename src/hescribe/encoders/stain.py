@@ -65,7 +65,8 @@ class StainFeatures(nn.Module):
         parts, finer = [], stains
         for sigma in _SCALES:
             blurred = self._blur(stains, sigma)
-            dx, dy = blurred.diff(dim=3)[:, :, 1:, :], blurred.diff(dim=2)[:, :, :, 1:]
+            dx = (blurred[:, :, 1:-1, 2:] - blurred[:, :, 1:-1, :-2]) / 2
+            dy = (blurred[:, :, 2:, 1:-1] - blurred[:, :, :-2, 1:-1]) / 2
             parts.append((finer - blurred).std((2, 3)))
             parts.append((dx**2 + dy**2).mean((2, 3)).sqrt())
             parts.append(_coherence(dx, dy))

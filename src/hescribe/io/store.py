@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import anndata as ad
+
 from hescribe.errors import OutputError
 
 
@@ -52,6 +54,12 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
         raise OutputError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
     finally:
         _remove(temporary)
+
+
+def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True) -> None:
+    """Write an AnnData as a Zarr store of format 3, under its name when complete."""
+    with write_atomically(path, overwrite=overwrite) as temporary, ad.settings.override(zarr_write_format=3):
+        table.write_zarr(temporary)
 
 
 def _is_about_writing(error: OSError) -> bool:

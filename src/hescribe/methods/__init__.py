@@ -1,0 +1,9 @@
+"""Methods by name; to add one, write its file and add a line here."""
+
+from hescribe.methods.base import Method
+from hescribe.methods.bleep import BLEEP
+from hescribe.methods.ridge import RIDGE
+
+METHODS: dict[str, Method] = {method.name: method for method in (BLEEP, RIDGE)}
+
+__all__ = ["METHODS", "Method"]

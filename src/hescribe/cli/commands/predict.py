@@ -1,0 +1,33 @@
+"""``hescribe predict``: bundle × sections → predictions."""
+
+from __future__ import annotations
+
+import typer
+
+from hescribe.cli import options as o
+from hescribe.cli.config import write_resolved
+
+
+def predict(
+    context: typer.Context,
+    bundle: o.BundlePath,
+    sections: o.SectionsOption,
+    output: o.Output,
+    only: o.Only = None,
+    without: o.Without = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+) -> None:
+    """Predict expression at the spots of sections: one DIR/<section_id>.zarr each."""
+    from hescribe.inference import load_bundle, predict_sections
+    from hescribe.sections import read_sections, select_sections
+    from hescribe.training.train import resolve_device
+
+    chosen = select_sections(read_sections(sections), only=o.split_list(only), without=o.split_list(without))
+    trained = load_bundle(bundle)
+    written = predict_sections(trained, chosen, output, device=resolve_device(device), overwrite=overwrite)
+    write_resolved(context, output)
+    for path in written:
+        typer.echo(str(path))

@@ -1,0 +1,58 @@
+"""``hescribe train``: sections → bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from hescribe.cli import options as o
+from hescribe.cli.config import parse_settings, write_resolved
+
+
+def train(
+    context: typer.Context,
+    sections: o.Sections,
+    output: o.Output,
+    method: Annotated[str, typer.Option(help="bleep or ridge.")] = "bleep",
+    encoder: Annotated[
+        str, typer.Option(help="stain, resnet50, uni …, timm:NAME or timm:NAME@FILE.safetensors.")
+    ] = "resnet50",
+    genes: Annotated[str, typer.Option(help="Panel of the embedding: hvg:N, all, or a file of genes.")] = "hvg:1000",
+    tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
+    epochs: Annotated[int | None, typer.Option(help="At most; default: the method's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Spots a step; default: the method's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
+    fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the encoder's weights too.")] = False,
+    inner_folds: Annotated[
+        int | None, typer.Option(help="Folds left out for stopping and trust; default: 4, or 1 with --fine-tune.")
+    ] = None,
+    views: Annotated[int, typer.Option(help="Average features over 1, 4 or 8 symmetries of a tile.")] = 1,
+    stain_jitter: Annotated[float, typer.Option(help="Stain augmentation with --fine-tune, 0 to 1.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    only: o.Only = None,
+    without: o.Without = None,
+    option: o.MethodSettings = [],  # noqa: B006 - typer copies it
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
+    config: o.Config = None,
+) -> None:
+    """Learn from sections that have both an image and expression; write a bundle."""
+    from hescribe.errors import OutputError
+    from hescribe.sections import read_sections, select_sections
+    from hescribe.training import TrainConfig
+    from hescribe.training import train as train_bundle
+    from hescribe.training.config import validated
+
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} already exists (choose another output or pass --overwrite)")
+    names = TrainConfig.model_fields.keys()
+    values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
+    settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
+    chosen = select_sections(read_sections(sections), only=o.split_list(only), without=o.split_list(without))
+    bundle = train_bundle(chosen, settings, output=output)
+    write_resolved(context, output)
+    expected = bundle.genes["expected_pcc"]
+    typer.echo(f"{output}: {bundle.method}, {len(bundle.genes):,} genes", nl=False)
+    typer.echo(f", {int((expected > 0.2).sum()):,} with an expected correlation above 0.2" if expected.notna().any() else "")

@@ -1,0 +1,91 @@
+"""Options from a file, and the resolved options written back beside the output."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+import yaml
+
+from hescribe.errors import InputError
+from hescribe.io.store import write_atomically
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Options of a TOML or YAML file, names with hyphens or underscores.
+
+    Raises
+    ------
+    InputError
+        No such file, not TOML or YAML, or not a table of options.
+    """
+    if not path.is_file():
+        raise InputError("no such configuration file", path=path)
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", path=path, fix="TOML (.toml) or YAML") from error
+    if not isinstance(values, dict):
+        raise InputError("does not hold a table of options", path=path, fix="for example 'method: ridge'")
+    return {str(k).replace("-", "_"): v for k, v in values.items()}
+
+
+def load_config(context: typer.Context, value: Path | None) -> Path | None:
+    """Callback of ``--config``: the file's options become defaults, so that flags override them."""
+    if value is None or context.resilient_parsing:
+        return value
+    options = read_options(value)
+    known = {p.name: p for p in context.command.params if p.name}
+    unknown = sorted(options.keys() - known.keys())
+    if unknown:
+        raise InputError(
+            f"unknown option {unknown[0]!r}", path=value, fix=f"known: {', '.join(k for k in known if k != 'config')}"
+        )
+    context.default_map = {**(context.default_map or {}), **{k: _as_default(known[k], v) for k, v in options.items()}}
+    return value
+
+
+def _as_default(parameter: click.Parameter, value: Any) -> Any:
+    """Method settings may be a nested table in the file; on the command line they are ``a.b=value``."""
+    if parameter.name == "option" and isinstance(value, dict):
+        return [f"{k}={v}" for k, v in _flatten(value)]
+    return value
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``["retrieval.k=100", "dropout=0.2"]`` → nested settings of a method."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise InputError(f"{pair!r} is no setting", path="--option", fix="write name=value, e.g. retrieval.k=100")
+        *folders, leaf = name.strip().split(".")
+        target = settings
+        for folder in folders:
+            target = target.setdefault(folder, {})
+        target[leaf] = yaml.safe_load(text)
+    return settings
+
+
+def write_resolved(context: typer.Context, output: Path) -> None:
+    """Write every option of this run, resolved, beside its output; the file can be given to ``--config``."""
+    values = {k: _plain(v) for k, v in context.params.items() if k != "config" and v is not None}
+    with write_atomically(output.with_name(f"{output.name}.config.yaml")) as path:
+        path.write_text(f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value

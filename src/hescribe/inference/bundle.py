@@ -1,0 +1,243 @@
+"""Bundle: a trained method as a folder that loads anywhere and holds no executable content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hescribe import keys
+from hescribe.encoders import Encoder, Extraction, load_encoder
+from hescribe.errors import BundleError, HescribeError
+from hescribe.inference.card import render_card
+from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, TilePredictor
+from hescribe.inference.trust import Novelty, Trust
+from hescribe.io.store import write_atomically
+from hescribe.methods import METHODS
+from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
+from hescribe.reference import Reference
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained method.
+
+    Attributes
+    ----------
+    method, config
+        Name in the table of methods, and its settings.
+    encoder, extraction
+        Tiles → features.
+    model
+        With its tower removed: it takes features.
+    reference
+        For methods that retrieve.
+    genes
+        One row a gene, in the order of a prediction: ``gene_ids``, ``in_panel``, ``mean``, ``variance``
+        and ``detected`` in the training sections, ``expected_pcc``, ``interval``.
+    novelty, trust
+        From left-out training sections; ``trust`` is None where none could be left out.
+    history
+        Training curves, long format.
+    provenance
+        Versions, seed, training sections and settings.
+    """
+
+    method: str
+    config: MethodConfig
+    encoder: Encoder
+    extraction: Extraction
+    model: JointModel | RegressionModel
+    reference: Reference | None
+    genes: pd.DataFrame
+    novelty: Novelty
+    trust: Trust | None
+    history: pd.DataFrame
+    provenance: dict[str, Any]
+    hash: str = ""
+
+    @property
+    def training_sections(self) -> dict[str, str]:
+        """Section id → patient id of everything the bundle was learned from."""
+        return dict(self.provenance["sections"])
+
+    def predictor(self, *, device: str = "cpu", use_cache: bool = True) -> TilePredictor:
+        """The bundle as a Predictor."""
+        return TilePredictor(
+            self.encoder, self.extraction, self._head(device), tuple(self.genes.index), device, use_cache
+        )
+
+    def _head(self, device: str) -> Head:
+        if isinstance(self.model, JointModel):
+            if self.reference is None:
+                raise BundleError(f"method {self.method!r} retrieves, but the bundle has no reference")
+            return RetrievalHead(self.model, self.reference, self.config.retrieval, device)  # type: ignore[attr-defined]
+        return RegressionHead(self.model, device)
+
+    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
+        """Write the folder; it appears under its name when complete."""
+        with write_atomically(path, overwrite=overwrite) as folder:
+            folder.mkdir()
+            save_file(_tensors(self), folder / keys.BUNDLE_WEIGHTS)
+            self.genes.rename_axis("gene").to_parquet(folder / keys.BUNDLE_GENES)
+            self.history.to_csv(folder / keys.BUNDLE_HISTORY, index=False)
+            if self.reference is not None:
+                self.reference.save(folder / keys.BUNDLE_REFERENCE)
+            config = _describe(self)
+            config["files"] = hash_files(folder)
+            (folder / keys.BUNDLE_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+            (folder / keys.BUNDLE_CARD).write_text(render_card(config, self.genes))
+        return Path(path)
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    encoder = bundle.encoder
+    return {
+        "format": keys.SCHEMA_VERSION,
+        "method": bundle.method,
+        "method_config": bundle.config.model_dump(),
+        "encoder": {
+            "name": encoder.name,
+            "identity": encoder.identity,
+            "width": encoder.width,
+            "input_px": encoder.input_px,
+            "licence": encoder.licence,
+            "weights_included": encoder.redistributable,
+        },
+        "extraction": asdict(bundle.extraction),
+        "provenance": bundle.provenance,
+    }
+
+
+def _tensors(bundle: Bundle) -> dict[str, Tensor]:
+    parts = {"model": bundle.model.state_dict()}
+    if bundle.encoder.redistributable:
+        parts["encoder"] = bundle.encoder.module.state_dict()
+    parts["novelty"] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in asdict(bundle.novelty).items()}
+    if bundle.trust is not None:
+        parts["trust"] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in bundle.trust.arrays().items()}
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Content hash of each file of a bundle; a Zarr store counts as one file."""
+    hashes = {}
+    for name in (keys.BUNDLE_WEIGHTS, keys.BUNDLE_GENES, keys.BUNDLE_HISTORY, keys.BUNDLE_REFERENCE):
+        path = folder / name
+        if not path.exists():
+            continue
+        digest = hashlib.blake2b(digest_size=16)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            digest.update(str(file.relative_to(folder)).encode())
+            digest.update(file.read_bytes())
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Load a bundle.
+
+    Raises
+    ------
+    BundleError
+        A file is missing, was changed or cut short, or is of a newer format.
+    EncoderError
+        The encoder's weights are not in the bundle and cannot be had.
+    """
+    folder = Path(path)
+    description = _read_config(folder)
+    _check_files(folder, description["files"])
+    try:
+        return _assemble(folder, description)
+    except HescribeError:
+        raise
+    except (KeyError, ValueError, RuntimeError, OSError, TypeError) as error:
+        raise BundleError(f"the bundle is inconsistent ({type(error).__name__}: {error})", path=folder) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / keys.BUNDLE_CONFIG
+    if not path.is_file():
+        raise BundleError("no bundle here: config.json is missing", path=folder, fix="make one with 'hescribe train'")
+    try:
+        description = json.loads(path.read_text())
+        version = int(description["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"not a bundle's configuration ({error})", path=path) from error
+    if version > keys.SCHEMA_VERSION:
+        raise BundleError(f"bundle format {version} is newer than this hescribe knows", path=folder, fix="upgrade it")
+    if description.get("method") not in METHODS:
+        raise BundleError(f"unknown method {description.get('method')!r}", path=path, fix=f"known: {', '.join(METHODS)}")
+    return description
+
+
+def _check_files(folder: Path, expected: dict[str, str]) -> None:
+    found = hash_files(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            raise BundleError(f"the bundle is incomplete: {name} is missing", path=folder, fix="copy it again, whole")
+        if found[name] != digest:
+            raise BundleError(f"{name} is truncated or was changed", path=folder, fix="copy the bundle again, whole")
+
+
+def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
+    tensors = load_file(folder / keys.BUNDLE_WEIGHTS)
+    genes = pd.read_parquet(folder / keys.BUNDLE_GENES)
+    method = METHODS[description["method"]]
+    config = method.config.model_validate(description["method_config"])
+    encoder = _restore_encoder(description["encoder"], _part(tensors, "encoder"))
+    shapes = Shapes(encoder.width, int(genes[keys.IN_PANEL].sum()), len(genes))
+    model = method.build(nn.Identity(), shapes, config)
+    model.load_state_dict(_part(tensors, "model"), strict=True)
+    reference = folder / keys.BUNDLE_REFERENCE
+    trust = _part(tensors, "trust")
+    return Bundle(
+        method=description["method"],
+        config=config,
+        encoder=encoder,
+        extraction=Extraction(**description["extraction"]),
+        model=model.eval(),  # type: ignore[arg-type]
+        reference=Reference.load(reference) if reference.exists() else None,
+        genes=genes,
+        novelty=Novelty(**{k: v.numpy() for k, v in _part(tensors, "novelty").items()}),
+        trust=Trust(**{k: v.numpy() for k, v in trust.items()}) if trust else None,
+        history=_read_history(folder / keys.BUNDLE_HISTORY),
+        provenance=description["provenance"],
+        hash=hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest(),
+    )
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def _restore_encoder(facts: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
+    encoder = load_encoder(facts["name"], pretrained=not facts["weights_included"])
+    if facts["weights_included"]:
+        encoder.module.load_state_dict(weights, strict=True)
+        encoder = encoder.with_module(encoder.module)
+    if encoder.identity != facts["identity"]:
+        raise BundleError(
+            f"the encoder {facts['name']!r} found here has other weights than the one this bundle was trained with"
+        )
+    return encoder

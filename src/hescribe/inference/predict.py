@@ -1,0 +1,119 @@
+"""Predictions as AnnData, and writing them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from hescribe import keys
+from hescribe.errors import InputError, OutputError
+from hescribe.inference.bundle import Bundle
+from hescribe.io.store import write_anndata
+from hescribe.sections import Section
+from hescribe.version import __version__
+
+
+def predict_section(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True) -> ad.AnnData:
+    """Predict at the measured spots of a section.
+
+    Returns
+    -------
+    AnnData
+        Spots × genes as DESIGN states: ``X`` float32 log1p of counts per 10,000, trust in ``var`` and
+        ``obs``, provenance in ``uns``.
+    """
+    if section.image is None:
+        raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
+    tiles = section.tiles()
+    predictor = bundle.predictor(device=device, use_cache=use_cache)
+    features = predictor.features(tiles)
+    novelty = bundle.novelty.percentile(features)
+    obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))
+    scale = bundle.trust.interval_scale(novelty) if bundle.trust else np.full(len(novelty), np.nan, dtype=np.float32)
+    obs[keys.INTERVAL_SCALE] = scale
+    for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
+        if column in section.adata.obs:
+            obs[column] = section.adata.obs[column].to_numpy()
+    prediction = ad.AnnData(X=predictor.head(features), obs=obs, var=bundle.genes.copy())
+    prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
+    prediction.uns[keys.PROVENANCE] = _provenance(bundle, section)
+    if keys.SPATIAL in section.adata.uns:
+        prediction.uns[keys.SPATIAL] = section.adata.uns[keys.SPATIAL]
+    return prediction
+
+
+def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:
+    return {
+        "schema": keys.SCHEMA_VERSION,
+        "version": __version__,
+        "bundle": bundle.hash,
+        "method": bundle.method,
+        "encoder": bundle.encoder.name,
+        "encoder_identity": bundle.encoder.identity,
+        "slide": section.section_id,
+        "patient": section.patient_id,
+        "image": section.image.name if section.image else "",
+        "mpp": float(section.mpp),
+        "tile_um": float(bundle.extraction.tile_um),
+        "seen_in_training": section.section_id in bundle.training_sections,
+        "patient_seen_in_training": section.patient_id in bundle.training_sections.values(),
+        "unit": "log1p of counts per 10,000",
+    }
+
+
+def predict_sections(
+    bundle: Bundle, sections: Sequence[Section], output: str | Path, *, device: str = "cpu", overwrite: bool = False
+) -> list[Path]:
+    """Predict sections into ``output/<section_id>.zarr``; finished ones of the same bundle are kept.
+
+    Returns
+    -------
+    list of Path
+        One store a section, in the order given.
+
+    Raises
+    ------
+    OutputError
+        A prediction of another bundle is already there and may not be replaced.
+    """
+    written = []
+    for section in tqdm(sections, desc="predict", unit="section", disable=None):
+        path = Path(output) / f"{section.section_id}.zarr"
+        if overwrite or not _is_finished(path, bundle):
+            write_anndata(predict_section(bundle, section, device=device), path)
+        written.append(path)
+    return written
+
+
+def _is_finished(path: Path, bundle: Bundle) -> bool:
+    if not path.exists():
+        return False
+    made_by = read_prediction(path).uns[keys.PROVENANCE].get("bundle")
+    if made_by != bundle.hash:
+        raise OutputError(f"{path} holds a prediction of another bundle (choose another output or pass --overwrite)")
+    return True
+
+
+def read_prediction(path: str | Path) -> ad.AnnData:
+    """Read a prediction.
+
+    Raises
+    ------
+    InputError
+        Not there, damaged, or not written by hescribe.
+    """
+    if not Path(path).exists():
+        raise InputError("no such prediction", path=path, fix="make one with 'hescribe predict'")
+    try:
+        prediction = ad.read_zarr(path)
+    except Exception as error:  # zarr and anndata raise many kinds for damaged stores
+        raise InputError(f"not a readable prediction ({type(error).__name__}: {error})", path=path) from error
+    if keys.PROVENANCE not in prediction.uns:
+        raise InputError("an AnnData store, but not a prediction of hescribe", path=path)
+    return prediction

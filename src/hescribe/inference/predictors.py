@@ -1,0 +1,92 @@
+"""Adapters: a trained model of any kind becomes a Predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hescribe.encoders import Encoder, Extraction, extract_features
+from hescribe.methods.base import JointModel, RegressionModel, Retrieval
+from hescribe.predictor import TileSource
+from hescribe.reference import Reference
+from hescribe.types import Expression, Features
+
+_ROWS = 4096  #: features at once through a model's head
+
+
+class Head(Protocol):
+    """Features → expression."""
+
+    def __call__(self, features: Features) -> Expression: ...
+
+
+@dataclass(frozen=True)
+class RegressionHead:
+    """Expression straight from a regression model, its tower removed."""
+
+    model: RegressionModel
+    device: str = "cpu"
+
+    def __call__(self, features: Features) -> Expression:
+        """(n, d) → (n, g)."""
+        return in_blocks(self.model.predict_expression, self.model, features, self.device)
+
+
+@dataclass(frozen=True)
+class RetrievalHead:
+    """Expression of the nearest reference spots of a joint model, its tower removed."""
+
+    model: JointModel
+    reference: Reference
+    retrieval: Retrieval
+    device: str = "cpu"
+
+    def __call__(self, features: Features) -> Expression:
+        """(n, d) → (n, g)."""
+        queries = in_blocks(self.model.embed_images, self.model, features, self.device)
+        return self.reference.impute(queries, self.retrieval, device=self.device)
+
+
+@dataclass(frozen=True)
+class TilePredictor:
+    """Encoder and head: the Predictor of every method.
+
+    Attributes
+    ----------
+    encoder, extraction
+        Tiles → features, and how.
+    head
+        Features → expression.
+    genes
+        Columns of a prediction.
+    """
+
+    encoder: Encoder
+    extraction: Extraction
+    head: Head
+    genes: tuple[str, ...]
+    device: str = "cpu"
+    use_cache: bool = field(default=True)
+
+    def features(self, tiles: TileSource) -> Features:
+        """Features of every tile, from the cache where they are known."""
+        return extract_features(tiles, self.encoder, self.extraction, device=self.device, use_cache=self.use_cache)
+
+    def predict(self, tiles: TileSource) -> Expression:
+        """Predicted log1p expression, (len(tiles), len(genes)) float32."""
+        return self.head(self.features(tiles))
+
+
+@torch.inference_mode()
+def in_blocks(function: object, model: torch.nn.Module, inputs: Features, device: str) -> Expression:
+    """Apply a model's function to rows of features, block by block, in evaluation mode."""
+    model.to(device).eval()
+    out: list[Tensor] = []
+    for start in range(0, len(inputs), _ROWS):
+        block = torch.from_numpy(np.ascontiguousarray(inputs[start : start + _ROWS], dtype=np.float32))
+        out.append(function(block.to(device)).float().cpu())  # type: ignore[operator]
+    return torch.cat(out).numpy()

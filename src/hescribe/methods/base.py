@@ -1,0 +1,158 @@
+"""What a method is: an abstract model of one of two kinds, a config beside it, a row in the table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from hescribe.types import Features, SparseExpression
+
+
+class Batch(NamedTuple):
+    """Spots for one step.
+
+    Attributes
+    ----------
+    images
+        What the tower takes: (n, 3, side, side) uint8 tiles, or (n, d) features of a frozen encoder.
+    expression
+        (n, g) float32 log-normalised expression of the gene panel.
+    section
+        (n,) int64, which section each spot is from.
+    """
+
+    images: Tensor
+    expression: Tensor
+    section: Tensor
+
+
+class MethodConfig(BaseModel):
+    """Settings every method has; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Optimisation(MethodConfig):
+    """How a method trained by gradient descent is trained."""
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(512, ge=2, description="spots a step; halved until an epoch has the fewest steps wanted")
+    fewest_steps: int = Field(4, ge=1, description="steps an epoch should have at least, on small data")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    patience: int = Field(20, ge=1, description="epochs without a better held-out loss before stopping")
+
+
+    def batch_for(self, spots: int) -> int:
+        """Batch size for a number of training spots.
+
+        A few hundred spots in batches of 512 would give one step an epoch, and the published number of epochs
+        would be a few dozen steps.
+        """
+        size = self.batch_size
+        while size > 2 and spots // size < self.fewest_steps:
+            size //= 2
+        return max(size, min(32, self.batch_size))
+
+
+class Retrieval(MethodConfig):
+    """How expression is read off the reference."""
+
+    k: int = Field(50, ge=1, description="neighbours")
+    imputation: Literal["mean", "weighted", "top1"] = "mean"
+    key: Literal["expression", "image"] = Field("expression", description="which embedding of a training spot is its key")
+    similarity: Literal["cosine", "euclidean"] = "cosine"
+
+
+class JointModel(nn.Module, ABC):
+    """Image and expression in one embedding; predicts by retrieval from a reference."""
+
+    tower: nn.Module  #: images → features; the identity when features were computed before
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar terms whose sum is minimised."""
+
+    @abstractmethod
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(n, …) images or features → (n, dim)."""
+
+    @abstractmethod
+    def embed_expression(self, expression: Tensor) -> Tensor:
+        """(n, g) expression → (n, dim)."""
+
+
+class RegressionModel(nn.Module, ABC):
+    """Expression straight from the image; there is no reference."""
+
+    tower: nn.Module
+
+    @abstractmethod
+    def predict_expression(self, images: Tensor) -> Tensor:
+        """(n, …) images or features → (n, g) expression."""
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """A model that is solved, not trained by gradient descent."""
+
+    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
+        """Fit to (n, d) features and (n, g) expression; ``groups`` are what inner validation leaves out whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes a model must know to be built.
+
+    Attributes
+    ----------
+    features
+        Length of the tower's output.
+    panel
+        Genes of the embedding's panel.
+    genes
+        Genes of the output; the panel is part of them.
+    """
+
+    features: int
+    panel: int
+    genes: int
+
+
+Build = Callable[[nn.Module, Shapes, MethodConfig], nn.Module]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table of methods.
+
+    Attributes
+    ----------
+    name
+        What a user types.
+    summary
+        One line for ``--help`` and the docs.
+    source
+        Paper or origin.
+    config
+        Its settings.
+    build
+        (tower, shapes, config) → an untrained model.
+    can_fine_tune
+        Whether the encoder's weights can be trained with it.
+    """
+
+    name: str
+    summary: str
+    source: str
+    config: type[MethodConfig]
+    build: Build
+    can_fine_tune: bool

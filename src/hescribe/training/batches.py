@@ -1,0 +1,102 @@
+"""Batches of spots for training by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hescribe.methods.base import Batch
+from hescribe.types import SparseExpression
+
+Images = npt.NDArray[np.generic]
+
+
+class Spots(Dataset):
+    """Spots with their image (or features), panel expression and section.
+
+    Parameters
+    ----------
+    images
+        Per section: (n_s, d) float32 features, or (n_s, side, side, 3) uint8 tiles (a memory map).
+    expression
+        (n, panel) CSR.
+    section
+        (n,) index of the section, sections in the order of ``images``.
+    """
+
+    def __init__(
+        self, images: list[Images], expression: SparseExpression, section: npt.NDArray[np.intp]
+    ) -> None:
+        self._images = images
+        self._expression = expression
+        self._section = section
+        sizes = [len(i) for i in images]
+        self._start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+
+    def __len__(self) -> int:
+        return len(self._section)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        rows = np.asarray(indices)
+        section = self._section[rows]
+        picked = np.stack([self._images[s][i] for s, i in zip(section, rows - self._start[section], strict=True)])
+        expression = torch.from_numpy(self._expression[rows].toarray())
+        return Batch(_to_tensor(picked), expression, torch.from_numpy(section.astype(np.int64)))
+
+
+def _to_tensor(images: Images) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
+
+
+class SeededShuffle(Sampler[list[int]]):
+    """Batches of shuffled rows; the order depends on the seed and the epoch alone, so a resumed run repeats it.
+
+    Parameters
+    ----------
+    rows
+        Rows to draw from.
+    batch_size
+        Spots a batch; a last, smaller batch is dropped unless it is the only one.
+    seed
+        Seed.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.intp], batch_size: int, seed: int) -> None:
+        self._rows = rows
+        self._size = min(batch_size, len(rows))
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shuffled = np.random.default_rng((self._seed, self._epoch)).permutation(self._rows)
+        for i in range(len(self)):
+            yield shuffled[i * self._size : (i + 1) * self._size].tolist()
+
+
+def whole(batch: Batch) -> Batch:
+    """The dataset already returns whole batches."""
+    return batch
+
+
+def training_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int, seed: int) -> DataLoader:
+    """Shuffled batches of some rows."""
+    return DataLoader(spots, batch_sampler=SeededShuffle(rows, batch_size, seed), collate_fn=whole)
+
+
+def ordered_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int) -> DataLoader:
+    """Batches of some rows in order, none dropped."""
+    batches = [rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
+    return DataLoader(spots, batch_sampler=batches, collate_fn=whole)

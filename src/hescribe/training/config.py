@@ -1,0 +1,98 @@
+"""Settings of a training run; unknown keys are refused and the resolved form is saved with the bundle."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hescribe.errors import InputError
+from hescribe.io.expression import TargetSum
+from hescribe.methods import METHODS
+from hescribe.methods.base import Method, MethodConfig
+
+
+class TrainConfig(BaseModel):
+    """Everything a training run can be told.
+
+    Settings of the method itself stand in ``options``, under the names of the method's own config.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "bleep"
+    encoder: str = "resnet50"
+    genes: str = Field("hvg:1000", description="hvg:N, all, or a file with one gene a line: the embedding's panel")
+    min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")
+    target_sum: TargetSum = Field(1e4, description="counts per spot after scaling, or 'median'")
+    tile_um: float = Field(112.0, gt=0, description="side of a tile, µm")
+    views: Literal[1, 4, 8] = Field(1, description="symmetries of a tile whose features are averaged")
+    fine_tune: bool = Field(False, description="train the encoder's weights too")
+    epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
+    batch_size: int | None = Field(None, ge=2, description="default: the method's")
+    learning_rate: float | None = Field(None, gt=0, description="default: the method's")
+    inner_folds: int | None = Field(
+        None, ge=0, description="left-out folds for stopping and trust; default: 4 frozen, 1 fine-tuned"
+    )
+    stain_jitter: float = Field(0.0, ge=0, le=1, description="strength of stain augmentation when fine-tuning")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    extraction_batch: int = Field(32, ge=1)
+    device: str = "auto"
+    seed: int = 0
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
+
+    @property
+    def folds(self) -> int:
+        """Inner folds, with the default filled in."""
+        if self.inner_folds is not None:
+            return self.inner_folds
+        return 1 if self.fine_tune else 4
+
+    def method_row(self) -> Method:
+        """Row of the table of methods.
+
+        Raises
+        ------
+        InputError
+            Unknown method, or fine-tuning asked of one that cannot.
+        """
+        method = METHODS.get(self.method)
+        if method is None:
+            raise InputError(f"unknown method {self.method!r}", path="--method", fix=f"one of {', '.join(METHODS)}")
+        if self.fine_tune and not method.can_fine_tune:
+            raise InputError(f"method {self.method!r} works on frozen features", path="--fine-tune", fix="leave it out")
+        return method
+
+    def method_config(self) -> MethodConfig:
+        """The method's own settings, with this run's overrides.
+
+        Raises
+        ------
+        InputError
+            An unknown setting or a value out of range.
+        """
+        method = self.method_row()
+        options = dict(self.options)
+        overrides = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        overrides = {k: v for k, v in overrides.items() if v is not None}
+        if "optimisation" in method.config.model_fields:
+            default = method.config().optimisation.model_dump()  # type: ignore[attr-defined]
+            options["optimisation"] = {**default, **options.get("optimisation", {}), **overrides}
+        return validated(method.config, options, f"settings of {self.method}")
+
+
+def validated(kind: type[BaseModel], values: dict[str, Any], where: str) -> Any:
+    """Build a config, turning pydantic's report into one line.
+
+    Raises
+    ------
+    InputError
+        Names the first wrong setting.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "?"
+        known = f"known: {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise InputError(f"{name}: {first['msg']}", path=where, fix=known) from error

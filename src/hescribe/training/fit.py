@@ -1,0 +1,277 @@
+"""Fitting one model to some rows of the training data; the only place that runs Lightning."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hescribe import keys
+from hescribe.encoders import Encoder, Extraction, extract_features
+from hescribe.encoders.extract import tile_stack
+from hescribe.errors import HescribeError
+from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
+from hescribe.io.store import write_atomically
+from hescribe.methods.base import ClosedForm, JointModel, MethodConfig, Optimisation, RegressionModel, Shapes
+from hescribe.reference import Reference
+from hescribe.training.batches import Spots, ordered_loader, training_loader
+from hescribe.training.config import TrainConfig
+from hescribe.training.data import TrainingData
+from hescribe.training.harmony import harmonise
+from hescribe.training.module import Training
+from hescribe.types import Features, SparseExpression
+
+Rows = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model fitted to some rows.
+
+    Attributes
+    ----------
+    model
+        Tower removed.
+    encoder
+        With the trained weights, where it was fine-tuned.
+    reference
+        For joint models.
+    features
+        (len(rows), d) of the rows it was fitted to.
+    epochs
+        Epochs until the best held-out loss (or as many as were run).
+    history
+        Long table: epoch, split, metric, value.
+    """
+
+    model: JointModel | RegressionModel
+    encoder: Encoder
+    reference: Reference | None
+    features: Features
+    epochs: int
+    history: pd.DataFrame
+
+    def head(self, config: MethodConfig, device: str) -> Head:
+        """Features → expression."""
+        if isinstance(self.model, JointModel):
+            assert self.reference is not None  # noqa: S101 - a joint model is always fitted with one
+            return RetrievalHead(self.model, self.reference, config.retrieval, device)  # type: ignore[attr-defined]
+        return RegressionHead(self.model, device)
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """What stays the same over all fits of a run.
+
+    Attributes
+    ----------
+    data
+        Training data.
+    config
+        Settings of the run; ``method_config`` those of the method.
+    encoder
+        As loaded.
+    device
+        Torch device.
+    """
+
+    data: TrainingData
+    config: TrainConfig
+    method_config: MethodConfig
+    encoder: Encoder
+    device: str
+
+    @property
+    def extraction(self) -> Extraction:
+        """How features are computed."""
+        c = self.config
+        return Extraction(c.tile_um, c.views, c.extraction_batch, c.precision)
+
+    def features(self, encoder: Encoder) -> Features:
+        """(n, d) features of all training spots; kept on disk only for an encoder that others will use too."""
+        reusable = encoder.identity == self.encoder.identity
+        parts = [
+            extract_features(s.tiles(), encoder, self.extraction, device=self.device, use_cache=reusable)
+            for s in self.data.sections
+        ]
+        return np.concatenate(parts)
+
+    def fit(
+        self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_], folder: Path, epochs: int | None = None
+    ) -> Fitted:
+        """Fit to ``rows``; stop by the loss on ``held_out`` (which may be empty).
+
+        Parameters
+        ----------
+        rows, held_out
+            Rows of the training data.
+        panel
+            (g,) mask of the genes the embedding is learned on.
+        folder
+            For logs and checkpoints; a run that was interrupted continues from there.
+        epochs
+            A fixed number, instead of the method's own with early stopping.
+        """
+        method = self.config.method_row()
+        shapes = Shapes(self.encoder.width, int(panel.sum()), self.data.expression.shape[1])
+        # Before the module is made, so that its first weights depend on the seed alone
+        L.seed_everything(self.config.seed, workers=True, verbose=False)
+        tower = copy.deepcopy(self.encoder.module) if self.config.fine_tune else nn.Identity()
+        model = method.build(tower, shapes, self.method_config)
+        expression = self._expression(rows, panel)
+        if isinstance(model, ClosedForm):
+            features = self.features(self.encoder)[rows]
+            model.solve(features, expression[rows], self.data.section[rows])
+            return Fitted(model, self.encoder, None, features, 0, _no_history())  # type: ignore[arg-type]
+        history, best = self._descend(model, expression[:, panel], (rows, held_out), folder=folder, epochs=epochs)
+        return self._finish(model, expression, rows, panel, (best, history))
+
+    def _expression(self, rows: Rows, panel: npt.NDArray[np.bool_]) -> SparseExpression:
+        if not getattr(self.method_config, "harmony", False):
+            return self.data.expression
+        return harmonise(self.data.expression, self.data.section, rows=rows, panel=panel, seed=self.config.seed)
+
+    def _finish(
+        self,
+        model: nn.Module,
+        expression: SparseExpression,
+        rows: Rows,
+        panel: npt.NDArray[np.bool_],
+        outcome: tuple[int, pd.DataFrame],
+    ) -> Fitted:
+        """Part model and tower, and build the reference from the fitted rows; held-out truth is never in it."""
+        encoder = self.encoder
+        if self.config.fine_tune:
+            encoder = encoder.with_module(model.tower)  # type: ignore[arg-type]
+            model.tower = nn.Identity()
+        features = self.features(encoder)[rows]
+        best, history = outcome
+        reference = None
+        if isinstance(model, JointModel):
+            key = self.method_config.retrieval.key  # type: ignore[attr-defined]
+            if key == "expression":
+                inputs = expression[rows][:, panel].toarray()
+                embedding = in_blocks(model.embed_expression, model, inputs, self.device)
+            else:
+                embedding = in_blocks(model.embed_images, model, features, self.device)
+            genes = tuple(self.data.genes.index)
+            reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows])
+        return Fitted(model.cpu(), encoder, reference, features, best, history)  # type: ignore[arg-type]
+
+    def _descend(
+        self,
+        model: nn.Module,
+        expression: SparseExpression,
+        rows: tuple[Rows, Rows],
+        *,
+        folder: Path,
+        epochs: int | None,
+    ) -> tuple[pd.DataFrame, int]:
+        """Train by gradient descent; returns the history and the number of the best epoch."""
+        fitting, held_out = rows
+        optimisation: Optimisation = self.method_config.optimisation  # type: ignore[attr-defined]
+        spots = Spots(self._images(), expression, self.data.section)
+        most = epochs or optimisation.epochs
+        done = folder / "done.json"
+        if done.is_file():
+            model.load_state_dict(load_file(folder / "best.safetensors"))
+            return pd.read_csv(folder / "history.csv"), int(json.loads(done.read_text())["epochs"])
+        module = Training(model, optimisation, stain_jitter=self.config.stain_jitter, seed=self.config.seed)
+        trainer, keeper = self._trainer(folder, most, stopping=len(held_out) > 0, patience=optimisation.patience)
+        batch_size = optimisation.batch_for(len(fitting))
+        loader = training_loader(spots, fitting, batch_size=batch_size, seed=self.config.seed)
+        validation = ordered_loader(spots, held_out, batch_size=512) if len(held_out) else None
+        last = folder / "checkpoints" / "last.ckpt"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice on workers and logging steps
+            resumed = str(last) if last.is_file() else None
+            trainer.fit(module, loader, validation, ckpt_path=resumed, weights_only=True)
+        if trainer.interrupted:
+            raise HescribeError(f"interrupted; run the same command again to continue from {folder}")
+        best = _restore_best(model, keeper, most if not len(held_out) else None)
+        history = _read_history(folder / "csv" / "metrics.csv")
+        _mark_done(folder, model, history, best)
+        return history, best
+
+    def _images(self) -> list[npt.NDArray[np.generic]]:
+        if self.config.fine_tune:
+            size = self.encoder.input_px
+            return [tile_stack(s.tiles(), self.config.tile_um, size) for s in self.data.sections]
+        features = self.features(self.encoder)
+        return [features[self.data.section == i] for i in range(len(self.data.sections))]
+
+    def _trainer(
+        self, folder: Path, epochs: int, *, stopping: bool, patience: int
+    ) -> tuple[L.Trainer, ModelCheckpoint]:
+        keeper = ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor="validation_loss" if stopping else None,
+            save_last=True,
+            save_top_k=1,
+        )
+        callbacks: list[Callback] = [keeper]
+        if stopping:
+            callbacks.append(EarlyStopping("validation_loss", patience=patience, check_finite=True))
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        trainer = L.Trainer(
+            accelerator="gpu" if self.device.startswith("cuda") else self.device,
+            devices=1,
+            max_epochs=epochs,
+            precision="bf16-mixed" if self.config.precision == "bf16" else "32-true",
+            logger=[CSVLogger(folder, name="csv", version=""), TensorBoardLogger(folder, name="tensorboard", version="")],
+            callbacks=callbacks,
+            deterministic=True,
+            enable_progress_bar=sys.stderr.isatty(),
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+        )
+        return trainer, keeper
+
+
+def _restore_best(model: nn.Module, keeper: ModelCheckpoint, fixed: int | None) -> int:
+    """Load the weights of the best epoch; without held-out spots the last epoch is taken."""
+    if fixed is not None:
+        return fixed
+    # Written by this very run; weights_only refuses anything but tensors and numbers
+    checkpoint = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    return int(checkpoint["epoch"]) + 1
+
+
+def _mark_done(folder: Path, model: nn.Module, history: pd.DataFrame, best: int) -> None:
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    with write_atomically(folder / "best.safetensors") as path:
+        save_file(state, path)
+    history.to_csv(folder / "history.csv", index=False)
+    with write_atomically(folder / "done.json") as path:
+        path.write_text(json.dumps({"epochs": best, "schema": keys.SCHEMA_VERSION}))
+
+
+def _no_history() -> pd.DataFrame:
+    return pd.DataFrame({"epoch": pd.Series(dtype=int), "split": "", "metric": "", "value": pd.Series(dtype=float)})
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    """Lightning's wide CSV as a long table: epoch, split, metric, value."""
+    wide = pd.read_csv(path)
+    names = [c for c in wide.columns if c.startswith(("train_", "validation_"))]
+    long = wide.melt(id_vars="epoch", value_vars=names, value_name="value").dropna()
+    parts = long["variable"].str.split("_", n=1, expand=True)
+    return pd.DataFrame({"epoch": long["epoch"].astype(int), "split": parts[0], "metric": parts[1], "value": long["value"]})

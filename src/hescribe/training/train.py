@@ -1,0 +1,190 @@
+"""From sections to a bundle: inner cross-validation over whole sections, then one fit on everything."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from hescribe import keys
+from hescribe.encoders import load_encoder
+from hescribe.errors import InputError
+from hescribe.evaluation.splits import inner_splits
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.trust import Novelty, Trust, fit_trust
+from hescribe.metrics.correlation import pearson_per_gene
+from hescribe.sections import Section
+from hescribe.training.config import TrainConfig
+from hescribe.training.data import TrainingData, assemble
+from hescribe.training.fit import Fitted, Fitter, Rows
+from hescribe.training.panel import choose_panel
+from hescribe.types import Features, PerGene
+from hescribe.version import __version__
+
+log = logging.getLogger("hescribe")
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` → the accelerator there is, or the CPU."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Path) -> Bundle:
+    """Learn from paired sections and write a bundle.
+
+    Parameters
+    ----------
+    sections
+        Rows without image or without expression are not used by this method.
+    config
+        Settings.
+    output
+        Folder of the bundle. Logs and checkpoints lie beside it in ``<output>.run``; a run that was interrupted
+        continues from there, and one with other settings starts afresh.
+
+    Returns
+    -------
+    Bundle
+        As written.
+
+    Raises
+    ------
+    InputError
+        Wrong settings or sections.
+    """
+    method_config = config.method_config()
+    device = resolve_device(config.device)
+    data = assemble(sections, config)
+    log.info(
+        "%d sections, %d spots, %d genes of which %d in the panel",
+        len(data.sections), len(data.section), len(data.genes), int(data.panel.sum()),
+    )  # fmt: skip
+    encoder = load_encoder(config.encoder)
+    if config.fine_tune and not encoder.trainable:
+        raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
+    run = _run_folder(Path(output), config, data, encoder.identity)
+    fitter = Fitter(data, config, method_config, encoder, device)
+    folds = [_left_out(fitter, rows, held, run / f"fold-{i}") for i, (rows, held) in enumerate(_splits(data, config))]
+    epochs = int(np.median([f.fitted.epochs for f in folds])) if folds else 0
+    log.info("fitting on all %d spots%s", len(data.section), f" for {epochs} epochs" if epochs else "")
+    everything = np.arange(len(data.section))
+    final = fitter.fit(everything, everything[:0], panel=data.panel, folder=run / "final", epochs=epochs or None)
+    bundle = _bundle(fitter, final, folds)
+    bundle.save(output)
+    for checkpoints in run.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return bundle
+
+
+@dataclass(frozen=True)
+class _Fold:
+    fitted: Fitted
+    residuals: Features
+    novelty: npt.NDArray[np.float32]
+    pcc: list[PerGene]
+    name: str
+
+
+def _splits(data: TrainingData, config: TrainConfig) -> list[tuple[Rows, Rows]]:
+    if config.folds == 0:
+        return []
+    masks = inner_splits(
+        [s.patient_id for s in data.sections], data.section, data.centres, max_folds=max(config.folds, 2)
+    )
+    return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in masks[: config.folds]]
+
+
+def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
+    """Fit without some sections and predict them."""
+    data, device = fitter.data, fitter.device
+    names = ", ".join(dict.fromkeys(data.sections[i].section_id for i in data.section[held]))
+    log.info("inner fold: %d spots to learn from, %s left out (%d spots)", len(rows), names, len(held))
+    # The panel too is chosen without the sections that are left out
+    panel = choose_panel(
+        fitter.config.genes,
+        data.expression[rows],
+        data.section[rows],
+        data.genes.index,
+        data.genes["detected"].to_numpy() >= fitter.config.min_detected,
+    )
+    fitted = fitter.fit(rows, held, panel=panel, folder=folder)
+    features = fitter.features(fitted.encoder)[held]
+    predicted = fitted.head(fitter.method_config, device)(features)
+    truth = data.expression[held].toarray()
+    section = data.section[held]
+    pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
+    novelty = Novelty.fit(fitted.features, data.section[rows]).percentile(features)
+    return _Fold(fitted, np.abs(predicted - truth), novelty, pcc, names)
+
+
+def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
+    data, config = fitter.data, fitter.config
+    genes = data.genes.copy()
+    trust = _trust(folds)
+    genes[keys.EXPECTED_PCC] = trust.expected_pcc if trust else np.nan
+    genes[keys.INTERVAL] = trust.interval if trust else np.nan
+    history = [f.fitted.history.assign(fold=f.name) for f in folds] + [final.history.assign(fold="all sections")]
+    return Bundle(
+        method=config.method,
+        config=fitter.method_config,
+        encoder=final.encoder,
+        extraction=fitter.extraction,
+        model=final.model,
+        reference=final.reference,
+        genes=genes,
+        novelty=Novelty.fit(final.features, data.section),
+        trust=trust,
+        history=pd.concat(history, ignore_index=True),
+        provenance={
+            "version": __version__,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seed": config.seed,
+            "spots": len(data.section),
+            "sections": {s.section_id: s.patient_id for s in data.sections},
+            "epochs": final.epochs,
+            "inner_folds": [f.name for f in folds],
+            "settings": config.model_dump(exclude={"device"}),
+            "torch": str(torch.__version__),
+        },
+    )
+
+
+def _trust(folds: list[_Fold]) -> Trust | None:
+    if not folds:
+        return None
+    with np.errstate(invalid="ignore"):
+        per_section = np.stack([pcc for f in folds for pcc in f.pcc])
+        known = np.isfinite(per_section)
+        expected = np.where(known, per_section, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    return fit_trust([f.residuals for f in folds], [f.novelty for f in folds], expected)
+
+
+def _run_folder(output: Path, config: TrainConfig, data: TrainingData, identity: str) -> Path:
+    """The folder of this run's logs; emptied when it belongs to a run with other settings or data."""
+    facts = {
+        "settings": config.model_dump(mode="json"),
+        "encoder": identity,
+        "sections": {s.section_id: s.tiles().fingerprint() for s in data.sections},
+        "expression": hashlib.blake2b(data.expression.data.tobytes(), digest_size=16).hexdigest(),
+        "version": __version__,
+    }
+    folder = output.with_name(f"{output.name}.run")
+    record = folder / "run.json"
+    text = json.dumps(facts, indent=2, sort_keys=True)
+    if folder.exists() and (not record.is_file() or record.read_text() != text):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(text)
+    return folder

@@ -1,0 +1,93 @@
+"""The ridge against scikit-learn and planted truths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from hescribe.methods.base import Shapes
+from hescribe.methods.ridge import Ridge, RidgeConfig, choose_penalty, solve_ridge
+
+
+def planted(n: int = 120, d: int = 20, g: int = 7, noise: float = 0.3, seed: int = 0):  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, d)).astype(np.float32) * rng.uniform(0.1, 5, size=d).astype(np.float32)
+    expression = np.maximum(features[:, :3] @ rng.normal(size=(3, g)) + 3 + noise * rng.normal(size=(n, g)), 0)
+    return features, sparse.csr_matrix(expression.astype(np.float32)), np.arange(n) // 40
+
+
+def fitted(features, expression, groups, **config) -> Ridge:  # type: ignore[no-untyped-def]
+    model = Ridge(nn.Identity(), Shapes(features.shape[1], 0, expression.shape[1]), RidgeConfig(**config))
+    model.solve(features, expression, groups)
+    return model.eval()
+
+
+def test_equals_scikit_learns_pipeline() -> None:
+    features, expression, groups = planted()
+    model = fitted(features, expression, groups, components=8, penalty=0.05)
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    scores = PCA(8, svd_solver="full").fit_transform(scaled)
+    # Ours scales all scores by one number, so that the first has unit variance: the penalty scales with it
+    alpha = 0.05 * len(features) * scores[:, 0].var()
+    expected = SklearnRidge(alpha=alpha).fit(scores, expression.toarray()).predict(scores)
+    out = model.predict_expression(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(out, np.maximum(expected, 0), atol=2e-3)
+
+
+def test_recovers_a_planted_map_and_loses_it_when_shuffled() -> None:
+    features, expression, groups = planted(n=240)
+    train, test = np.arange(240) < 160, np.arange(240) >= 160
+    truth = expression[test].toarray()
+
+    def correlation(order: np.ndarray) -> float:
+        model = fitted(features[train][order], expression[train], groups[train])
+        out = model.predict_expression(torch.from_numpy(features[test])).numpy()
+        return float(np.mean([np.corrcoef(out[:, i], truth[:, i])[0, 1] for i in range(7)]))
+
+    assert correlation(np.arange(160)) > 0.9
+    assert abs(correlation(np.random.default_rng(1).permutation(160))) < 0.4
+
+
+def test_more_noise_asks_for_a_larger_penalty() -> None:
+    penalties = []
+    for noise in (0.01, 30.0):
+        features, expression, groups = planted(n=120, d=60, noise=noise)
+        scores = features.astype(float) - features.mean(0)
+        scores /= scores.std()
+        penalties.append(choose_penalty(scores, expression, groups))
+    assert penalties[0] < penalties[1]
+
+
+def test_penalty_shrinks_coefficients_monotonously() -> None:
+    features, expression, _ = planted()
+    norms = [np.linalg.norm(c) for c in solve_ridge(features.astype(float), expression, (0.0, 0.1, 10.0))]
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_constant_features_and_fewer_spots_than_components() -> None:
+    features, expression, groups = planted(n=12, d=30)
+    features[:, 5] = 1.0
+    model = fitted(features, expression, groups)
+    out = model.predict_expression(torch.from_numpy(features))
+    assert torch.isfinite(out).all()
+    assert (out >= 0).all()
+
+
+def test_weights_survive_saving() -> None:
+    features, expression, groups = planted()
+    model = fitted(features, expression, groups)
+    again = Ridge(nn.Identity(), Shapes(20, 0, 7), RidgeConfig())
+    again.load_state_dict(model.state_dict())
+    x = torch.from_numpy(features)
+    assert torch.equal(model.predict_expression(x), again.predict_expression(x))
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        RidgeConfig(alpha=3)  # type: ignore[call-arg]

@@ -1,0 +1,134 @@
+"""Retrieval and imputation against slow, literal NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from hescribe.errors import BundleError, InputError
+from hescribe.methods.base import Retrieval
+from hescribe.reference import Neighbours, Reference, search, weigh
+
+
+def literal_neighbours(keys: np.ndarray, query: np.ndarray, k: int, similarity: str) -> list[int]:
+    scores = []
+    for key in keys:
+        if similarity == "cosine":
+            scores.append(float(query @ key / (np.linalg.norm(query) * np.linalg.norm(key))))
+        else:
+            scores.append(-float(((query - key) ** 2).sum()))
+    return sorted(range(len(keys)), key=lambda i: -scores[i])[:k]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    m=st.integers(1, 60),
+    n=st.integers(1, 9),
+    k=st.integers(1, 12),
+    budget=st.sampled_from([4, 64, 400, 10**6]),
+    similarity=st.sampled_from(["cosine", "euclidean"]),
+)
+def test_search_is_exact_whatever_the_blocks(m: int, n: int, k: int, budget: int, similarity: str) -> None:
+    rng = np.random.default_rng(m * 1000 + n * 10 + k)
+    keys = rng.normal(size=(m, 6)).astype(np.float32)
+    queries = rng.normal(size=(n, 6)).astype(np.float32)
+    found = search(keys, queries, k, similarity=similarity, budget_bytes=budget)  # type: ignore[arg-type]
+    assert found.indices.shape == (n, min(k, m))
+    for i in range(n):
+        assert list(found.indices[i]) == literal_neighbours(keys, queries[i], k, similarity)
+    assert (np.diff(found.similarity, axis=1) <= 0).all()
+
+
+def test_no_block_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hescribe.reference as module
+
+    seen = []
+    original = module._search_block
+
+    def spy(queries, keys_, k, key_rows, similarity):  # type: ignore[no-untyped-def]
+        seen.append(len(queries) * min(key_rows, len(keys_)) * 4)
+        return original(queries, keys_, k, key_rows, similarity)
+
+    monkeypatch.setattr(module, "_search_block", spy)
+    rng = np.random.default_rng(0)
+    budget = 64 * 1024
+    search(rng.normal(size=(5000, 8)).astype("f"), rng.normal(size=(700, 8)).astype("f"), 50, budget_bytes=budget)
+    assert seen
+    assert max(seen) <= budget
+
+
+def test_weights_equal_the_published_formula() -> None:
+    rng = np.random.default_rng(3)
+    keys, queries = rng.normal(size=(20, 4)).astype("f"), rng.normal(size=(3, 4)).astype("f")
+    neighbours = search(keys, queries, 5)
+    weights = weigh(keys, queries, neighbours, mode="weighted").toarray()
+    for i in range(3):
+        first = ((keys[neighbours.indices[i, 0]] - queries[i]) ** 2).sum()
+        raw = [np.exp(-(((keys[j] - queries[i]) ** 2).sum() - first + 1)) for j in neighbours.indices[i]]
+        expected = np.zeros(20)
+        expected[neighbours.indices[i]] = np.array(raw) / np.sum(raw)
+        np.testing.assert_allclose(weights[i], expected, atol=1e-5)
+
+
+def test_weights_survive_far_away_first_neighbours() -> None:
+    """The nearest by cosine may be far by distance; exp of that difference used to overflow."""
+    keys = np.array([[100.0, 0.0], [1.0, 0.1]], dtype="f")
+    queries = np.array([[1.0, 0.0]], dtype="f")
+    weights = weigh(keys, queries, search(keys, queries, 2), mode="weighted").toarray()
+    np.testing.assert_allclose(weights, [[0.0, 1.0]], atol=1e-6)
+
+
+@pytest.fixture
+def reference() -> Reference:
+    rng = np.random.default_rng(4)
+    expression = sparse.random(30, 12, density=0.4, format="csr", random_state=0, dtype=np.float32)
+    obs = pd.DataFrame({"section_id": ["a"] * 30, "patient_id": ["p"] * 30}, index=[f"a:{i}" for i in range(30)])
+    genes = tuple(f"g{i}" for i in range(12))
+    return Reference(rng.normal(size=(30, 6)).astype("f"), expression, genes, obs)
+
+
+@pytest.mark.parametrize("mode", ["mean", "top1"])
+def test_imputation_is_the_plain_mean_of_the_neighbours(reference: Reference, mode: str) -> None:
+    queries = np.random.default_rng(5).normal(size=(4, 6)).astype("f")
+    out = reference.impute(queries, Retrieval(k=7, imputation=mode))  # type: ignore[arg-type]
+    dense = reference.expression.toarray()
+    for i, query in enumerate(queries):
+        nearest = literal_neighbours(reference.embedding, query, 7 if mode == "mean" else 1, "cosine")
+        np.testing.assert_allclose(out[i], dense[nearest].mean(axis=0), atol=1e-5)
+
+
+def test_more_neighbours_than_spots(reference: Reference) -> None:
+    out = reference.impute(np.ones((1, 6), dtype="f"), Retrieval(k=500))
+    np.testing.assert_allclose(out[0], np.asarray(reference.expression.mean(axis=0)).ravel(), atol=1e-5)
+
+
+def test_round_trip(reference: Reference, tmp_path: Path) -> None:
+    reference.save(tmp_path / "reference.zarr")
+    again = Reference.load(tmp_path / "reference.zarr")
+    np.testing.assert_array_equal(again.embedding, reference.embedding)
+    assert (again.expression != reference.expression).nnz == 0
+    assert again.genes == reference.genes
+    assert list(again.obs["section_id"]) == ["a"] * 30
+
+
+def test_damaged_store(tmp_path: Path) -> None:
+    (tmp_path / "reference.zarr").mkdir()
+    with pytest.raises(BundleError, match=r"reference\.zarr"):
+        Reference.load(tmp_path / "reference.zarr")
+
+
+def test_empty_reference() -> None:
+    with pytest.raises(InputError, match="empty"):
+        search(np.zeros((0, 3), dtype="f"), np.ones((1, 3), dtype="f"), 5)
+
+
+def test_mean_weights_sum_to_one() -> None:
+    neighbours = Neighbours(np.array([[0, 2], [1, 2]]), np.zeros((2, 2), dtype="f"))
+    weights = weigh(np.zeros((3, 2), dtype="f"), np.zeros((2, 2), dtype="f"), neighbours, mode="mean")
+    np.testing.assert_allclose(weights.toarray(), [[0.5, 0, 0.5], [0, 0.5, 0.5]])
