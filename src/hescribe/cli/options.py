@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hescribe.cli.config import load_config
+
+if TYPE_CHECKING:
+    from hescribe.sections import Section
 
 Sections = Annotated[Path, typer.Argument(help="Manifest of sections (CSV or Parquet), or a folder with sections.csv.")]
 SectionsOption = Annotated[Path, typer.Option("--sections", help="Manifest of sections.")]
@@ -35,3 +38,25 @@ MethodSettings = Annotated[
 def split_list(text: str | None) -> list[str]:
     """``"A, B"`` → ``["A", "B"]``."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def choose_sections(manifest: Path, *, only: str | None, without: str | None) -> list[Section]:
+    """Sections of a manifest, or those of them that are named, or all but those that are named.
+
+    Raises
+    ------
+    InputError
+        A name that is not in the manifest, or nothing left.
+    """
+    from hescribe.errors import InputError
+    from hescribe.evaluation.splits import select_sections
+    from hescribe.sections import read_sections
+
+    sections = read_sections(manifest)
+    if only:
+        sections = select_sections(sections, split_list(only))
+    dropped = {s.section_id for s in select_sections(sections, split_list(without))}
+    kept = [s for s in sections if s.section_id not in dropped]
+    if not kept:
+        raise InputError("no section is left", path=manifest, fix="check --only and --without")
+    return kept

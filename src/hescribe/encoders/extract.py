@@ -44,7 +44,7 @@ class Extraction:
 
     tile_um: Microns = 112.0
     views: int = 1
-    batch_size: int = 32
+    batch_size: int = 16
     precision: Precision = "fp32"
 
 

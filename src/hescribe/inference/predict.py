@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hescribe import keys
 from hescribe.errors import InputError, OutputError
+from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.io.store import write_anndata
 from hescribe.sections import Section
@@ -62,9 +63,13 @@ def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:
         "mpp": float(section.mpp),
         "tile_um": float(bundle.extraction.tile_um),
         "seen_in_training": section.section_id in bundle.training_sections,
-        "patient_seen_in_training": section.patient_id in bundle.training_sections.values(),
+        "patient_seen_in_training": _seen_patient(bundle, section),
         "unit": "log1p of counts per 10,000",
     }
+
+
+def _seen_patient(bundle: Bundle, section: Section) -> bool:
+    return patient_key(section) in {patient_key(p) for p in bundle.training_sections.values()}
 
 
 def predict_sections(

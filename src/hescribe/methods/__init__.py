@@ -2,8 +2,10 @@
 
 from hescribe.methods.base import Method
 from hescribe.methods.bleep import BLEEP
+from hescribe.methods.knn import KNN
+from hescribe.methods.mean import MEAN
 from hescribe.methods.ridge import RIDGE
 
-METHODS: dict[str, Method] = {method.name: method for method in (BLEEP, RIDGE)}
+METHODS: dict[str, Method] = {method.name: method for method in (BLEEP, RIDGE, KNN, MEAN)}
 
 __all__ = ["METHODS", "Method"]

@@ -46,7 +46,7 @@ def gene_blocks(*matrices: Matrix) -> Iterator[tuple[slice, tuple[Block, ...]]]:
         leave a gene out of a mean.
     """
     shape = check_shapes(*matrices)
-    columns = [m.tocsc() if sparse.issparse(m) else np.asarray(m) for m in matrices]
+    columns = [sparse.csc_matrix(m) if sparse.issparse(m) else np.asarray(m) for m in matrices]
     width = max(1, _BLOCK_VALUES // max(1, shape[0]))
     for start in range(0, shape[1], width):
         where = slice(start, min(start + width, shape[1]))
@@ -81,7 +81,7 @@ def is_constant(block: Block) -> Mask:
 
 def columns_of(matrix: Matrix, columns: npt.NDArray[Any]) -> Matrix:
     """Chosen columns (indices or mask) of a dense or sparse matrix."""
-    return matrix.tocsc()[:, columns] if sparse.issparse(matrix) else np.asarray(matrix)[:, columns]
+    return sparse.csc_matrix(matrix)[:, columns] if sparse.issparse(matrix) else np.asarray(matrix)[:, columns]
 
 
 def _dense(matrix: Any, where: slice) -> Block:

@@ -32,11 +32,12 @@ def array_pixels(array_row: npt.ArrayLike, array_col: npt.ArrayLike) -> Pixels:
     if not np.isfinite(grid).all() or not np.allclose(grid, np.rint(grid), atol=0.05):
         raise InputError("array positions must be whole numbers")
     pixels = np.rint(grid).astype(np.intp)
-    pixels -= pixels.min(axis=0, initial=0) if not len(pixels) else pixels.min(axis=0)
+    if len(pixels) < 2:
+        return np.zeros_like(pixels)
     parity = pixels.sum(axis=1) % 2
-    if len(pixels) > 1 and (parity == parity[0]).all() and np.ptp(pixels[:, 1]) > 0:
+    if (parity == parity[0]).all():
         pixels[:, 1] //= 2
-    return pixels
+    return np.asarray(pixels - pixels.min(axis=0), dtype=np.intp)
 
 
 def nearest_pixels(centres: Centres) -> Pixels:
@@ -87,9 +88,9 @@ def ssim_per_gene(predicted: Matrix, truth: Matrix, pixels: Pixels) -> PerGene:
 
 def _ssim(p: Block, t: Block, *, flat: npt.NDArray[np.intp], shape: tuple[int, ...], window: int) -> PerGene:
     constant = is_constant(t)
-    low = t.min(axis=0)
-    scale = np.where(constant, 1.0, t.max(axis=0) - low)
-    images = [_draw((block - low) / scale, (t.mean(axis=0) - low) / scale, flat=flat, shape=shape) for block in (p, t)]
+    # Dividing by the range gives every gene the dynamic range 1
+    scale = np.where(constant, 1.0, np.ptp(t, axis=0))
+    images = [_draw(block / scale, t.mean(axis=0) / scale, flat=flat, shape=shape) for block in (p, t)]
     tissue = np.zeros(shape, dtype=bool)
     tissue.flat[flat] = True
     out = np.full(t.shape[1], np.nan)

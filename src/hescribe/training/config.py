@@ -36,7 +36,7 @@ class TrainConfig(BaseModel):
     )
     stain_jitter: float = Field(0.0, ge=0, le=1, description="strength of stain augmentation when fine-tuning")
     precision: Literal["fp32", "bf16"] = "fp32"
-    extraction_batch: int = Field(32, ge=1)
+    extraction_batch: int = Field(16, ge=1, description="tiles at once through the encoder")
     device: str = "auto"
     seed: int = 0
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")

@@ -32,6 +32,7 @@ from hescribe.training.batches import Spots, ordered_loader, training_loader
 from hescribe.training.config import TrainConfig
 from hescribe.training.data import TrainingData
 from hescribe.training.harmony import harmonise
+from hescribe.training.memory import keep_freed_memory
 from hescribe.training.module import Training
 from hescribe.types import Features, SparseExpression
 
@@ -130,13 +131,15 @@ class Fitter:
         shapes = Shapes(self.encoder.width, int(panel.sum()), self.data.expression.shape[1])
         # Before the module is made, so that its first weights depend on the seed alone
         L.seed_everything(self.config.seed, workers=True, verbose=False)
-        tower = copy.deepcopy(self.encoder.module) if self.config.fine_tune else nn.Identity()
+        tower = nn.Identity()
+        if self.config.fine_tune:
+            tower = copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
+            keep_freed_memory()
         model = method.build(tower, shapes, self.method_config)
         expression = self._expression(rows, panel)
         if isinstance(model, ClosedForm):
-            features = self.features(self.encoder)[rows]
-            model.solve(features, expression[rows], self.data.section[rows])
-            return Fitted(model, self.encoder, None, features, 0, _no_history())  # type: ignore[arg-type]
+            model.solve(self.features(self.encoder)[rows], expression[rows], self.data.section[rows])
+            return self._finish(model, expression, rows, panel, (0, _no_history()))
         history, best = self._descend(model, expression[:, panel], (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, expression, rows, panel, (best, history))
 

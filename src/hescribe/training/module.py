@@ -50,7 +50,8 @@ class Training(L.LightningModule):
         images = random_symmetry(batch.images, generator)
         if self._jitter > 0:
             images = jitter_stain(images, self._jitter, generator)
-        return batch._replace(images=images)
+        # Convolutions run up to twice as fast on a CPU in this layout, and on a GPU in half precision
+        return batch._replace(images=images.contiguous(memory_format=torch.channels_last))
 
     def _log_losses(self, batch: Batch, split: str) -> Tensor:
         terms = self.model.losses(batch)

@@ -22,10 +22,9 @@ def predict(
 ) -> None:
     """Predict expression at the spots of sections: one DIR/<section_id>.zarr each."""
     from hescribe.inference import load_bundle, predict_sections
-    from hescribe.sections import read_sections, select_sections
     from hescribe.training.train import resolve_device
 
-    chosen = select_sections(read_sections(sections), only=o.split_list(only), without=o.split_list(without))
+    chosen = o.choose_sections(sections, only=only, without=without)
     trained = load_bundle(bundle)
     written = predict_sections(trained, chosen, output, device=resolve_device(device), overwrite=overwrite)
     write_resolved(context, output)

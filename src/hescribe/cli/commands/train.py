@@ -40,7 +40,6 @@ def train(
 ) -> None:
     """Learn from sections that have both an image and expression; write a bundle."""
     from hescribe.errors import OutputError
-    from hescribe.sections import read_sections, select_sections
     from hescribe.training import TrainConfig
     from hescribe.training import train as train_bundle
     from hescribe.training.config import validated
@@ -50,7 +49,7 @@ def train(
     names = TrainConfig.model_fields.keys()
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
     settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
-    chosen = select_sections(read_sections(sections), only=o.split_list(only), without=o.split_list(without))
+    chosen = o.choose_sections(sections, only=only, without=without)
     bundle = train_bundle(chosen, settings, output=output)
     write_resolved(context, output)
     expected = bundle.genes["expected_pcc"]

@@ -1,0 +1,127 @@
+"""A bundle judged on sections it has not seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from hescribe.errors import InputError, LeakageError
+from hescribe.evaluation.scores import SectionScores, score_section
+from hescribe.evaluation.splits import is_paired, patient_key
+from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.predict import predict_section
+from hescribe.io.store import write_atomically
+from hescribe.sections import Section
+from hescribe.version import __version__
+
+
+def evaluate(
+    bundle: Bundle,
+    sections: Sequence[Section],
+    *,
+    markers: Iterable[str] = (),
+    allow_same_patient: bool = False,
+    device: str = "cpu",
+    seed: int = 0,
+) -> list[SectionScores]:
+    """Predict paired sections and score the predictions.
+
+    Parameters
+    ----------
+    bundle
+        A trained method.
+    sections
+        Sections with image and expression; others are left out.
+    markers
+        Genes of special interest.
+    allow_same_patient
+        Accept sections of patients the bundle has learned from; the scores are labelled so. A section it has
+        learned from itself is never accepted.
+    device
+        Torch device.
+    seed
+        Of count splits and bootstrap.
+
+    Raises
+    ------
+    LeakageError
+        The bundle has seen a section or, unallowed, a patient. Nothing has been predicted then.
+    InputError
+        No section has both image and expression.
+    """
+    paired = [s for s in sections if is_paired(s)]
+    if not paired:
+        raise InputError("no section has both an image and expression to compare with")
+    check_unseen(bundle, paired, allow_same_patient=allow_same_patient)
+    scores = []
+    for section in tqdm(paired, desc="evaluate", unit="section", disable=None):
+        prediction = predict_section(bundle, section, device=device)
+        scores.append(
+            score_section(
+                prediction,
+                section.adata,
+                patient_id=section.patient_id,
+                training_stats=bundle.genes,
+                markers=markers,
+                allow_same_patient=allow_same_patient,
+                seed=seed,
+            )
+        )
+    return scores
+
+
+def check_unseen(bundle: Bundle, sections: Sequence[Section], *, allow_same_patient: bool) -> None:
+    """Refuse sections, and unless allowed patients, that a bundle has learned from.
+
+    Raises
+    ------
+    LeakageError
+        Names them.
+    """
+    trained = bundle.training_sections
+    if seen := [s.section_id for s in sections if s.section_id in trained]:
+        raise LeakageError(f"the bundle has learned from section {', '.join(seen)}", fix="evaluate on other sections")
+    patients = {patient_key(p) for p in trained.values()}
+    same = [s for s in sections if patient_key(s) in patients]
+    if same and not allow_same_patient:
+        raise LeakageError(
+            f"the bundle has learned from patient {', '.join(dict.fromkeys(s.patient_id for s in same))} "
+            f"(section {', '.join(s.section_id for s in same)} would be tested)",
+            fix="test on other patients, or pass --allow-same-patient and the result is labelled so",
+        )
+
+
+def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str | Path) -> Path:
+    """Write ``metrics.json`` and beside it ``.csv`` (per section), ``.md`` (means) and ``.genes.csv``."""
+    path = Path(path)
+    means = method_table(scores)
+    report = {
+        "version": __version__,
+        "bundle": bundle.hash,
+        "method": bundle.method,
+        "encoder": bundle.encoder.name,
+        "trained_on": bundle.training_sections,
+        "sections": [s.to_dict() for s in scores],
+        "means": [_plain(row) for row in means.to_dict("records")],
+    }
+    write_table(section_table(scores), path.with_suffix(".csv"))
+    write_table(means, path.with_suffix(".md"))
+    write_table(gene_table(scores), path.with_suffix(".genes.csv"))
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def _plain(row: dict[Any, Any]) -> dict[str, Any]:
+    """Numbers as JSON has them: NaN becomes null."""
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        item = value.item() if isinstance(value, np.generic) else value
+        out[str(name)] = None if isinstance(item, float) and not np.isfinite(item) else item
+    return out

@@ -1,0 +1,65 @@
+"""knn: the mean over the training spots whose frozen features are nearest; retrieval without any learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hescribe.errors import InputError
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Retrieval, Shapes
+from hescribe.types import Features, SparseExpression
+
+
+class KnnConfig(MethodConfig):
+    """Settings of the control."""
+
+    retrieval: Retrieval = Retrieval(key="image")
+
+
+class Knn(JointModel):
+    """Standardised features are the embedding of images; expression has none.
+
+    Parameters
+    ----------
+    tower
+        Images → (n, features).
+    shapes
+        Sizes.
+    """
+
+    def __init__(self, tower: nn.Module, shapes: Shapes) -> None:
+        super().__init__()
+        self.tower = tower
+        self.register_buffer("mean", torch.zeros(shapes.features))
+        self.register_buffer("scale", torch.ones(shapes.features))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Standardised features."""
+        return (self.tower(images) - self.mean) / self.scale
+
+    def embed_expression(self, expression: Tensor) -> Tensor:
+        """There is no embedding of expression: keys are images."""
+        raise InputError("knn has image keys only", path="settings of knn", fix="leave retrieval.key at 'image'")
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Nothing is minimised."""
+        return {}
+
+    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
+        """Learn the features' mean and spread."""
+        scale = features.std(axis=0, dtype=np.float64)
+        scale[scale < 1e-8] = 1.0
+        self.mean.copy_(torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32)))
+        self.scale.copy_(torch.from_numpy(scale.astype(np.float32)))
+
+
+KNN = Method(
+    name="knn",
+    summary="the mean of the 50 training spots with the nearest frozen features",
+    source="control",
+    config=KnnConfig,
+    build=lambda tower, shapes, config: Knn(tower, shapes),
+    can_fine_tune=False,
+)
