@@ -2,51 +2,158 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 
+from hescribe import keys
+from hescribe.errors import InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
-from hescribe.predictor import TileSource
-from hescribe.types import Microns, Mpp
+from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
+from hescribe.slides.reader import Slide, open_slide, resolve_mpp
+from hescribe.slides.tiles import PatchTiles, SlideTiles, patch_barcodes
+from hescribe.types import Mpp
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One tissue section; a slide has no expression, unpaired transcriptomics no image."""
+    """One tissue section; a slide has no expression, unpaired transcriptomics no image.
+
+    Attributes
+    ----------
+    row
+        What the manifest says.
+    """
 
     row: ManifestRow
 
-    @property
-    def section_id(self) -> str: ...
+    def __repr__(self) -> str:
+        has = [name for name, there in (("image", self.image), ("expression", self.has_expression)) if there]
+        return f"Section({self.section_id!r}, patient {self.patient_id!r}, {' and '.join(has)})"
 
     @property
-    def patient_id(self) -> str: ...
+    def section_id(self) -> str:
+        """Unique in the manifest."""
+        return self.row.section_id
 
     @property
-    def image(self) -> Path | None: ...
+    def patient_id(self) -> str:
+        """The unit that must never be on both sides of a split."""
+        return self.row.patient_id
 
     @property
-    def has_expression(self) -> bool: ...
+    def image(self) -> Path | None:
+        """The image file."""
+        return self.row.image
+
+    @property
+    def has_expression(self) -> bool:
+        """Whether expression was measured."""
+        return self.row.expression is not None
 
     @cached_property
     def adata(self) -> ad.AnnData:
-        """Raw counts, spots × genes, as DESIGN says; checked on reading."""
-        ...
+        """Raw counts, spots × genes, positions in ``obsm["spatial"]``; checked on reading.
+
+        Raises
+        ------
+        InputError
+            One line on what is wrong with which file.
+        """
+        if self.row.expression is None:
+            raise InputError(f"section {self.section_id!r} has no expression", fix="fill the column 'expression'")
+        adata = read_expression(self.row)
+        if self._patches:
+            held = patch_barcodes(self._patches)
+            kept = np.array([name in held for name in adata.obs_names])
+            if not kept.any():
+                raise InputError("no patch belongs to a spot of the section", path=self._patches)
+            adata = adata[kept].copy()
+        return adata
 
     @cached_property
-    def pitch_um(self) -> Microns | None: ...
+    def slide(self) -> Slide:
+        """The open image."""
+        if self.image is None:
+            raise InputError(f"section {self.section_id!r} has no image", fix="fill the column 'image'")
+        return open_slide(self.image)
+
+    @property
+    def _patches(self) -> Path | None:
+        return self.image if self.image is not None and self.image.suffix == ".h5" else None
 
     @cached_property
-    def mpp(self) -> Mpp: ...
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel, from the image, the spot pitch or the manifest, in this order of trust.
 
-    def tiles(self) -> TileSource:
-        """Tiles centred on the spots, in the order of ``adata.obs_names``."""
-        ...
+        Raises
+        ------
+        InputError
+            None of them says.
+        """
+        path = self.image or self.row.expression
+        assert path is not None  # noqa: S101 - the manifest refuses rows without both
+        pitch = mpp_from_pitch(self.row, self.adata) if self.has_expression else None
+        metadata = self._hest_mpp() if self._patches else (self.slide.mpp if self.image else None)
+        if metadata is None and self.has_expression and technology_of(self.row) == "hest":
+            metadata = self._hest_mpp()
+        return resolve_mpp(metadata=metadata, pitch=pitch, manifest=self.row.mpp, path=path)
+
+    def _hest_mpp(self) -> Mpp | None:
+        """What HEST-1k's metadata says: ``metadata/<id>.json`` beside the folders ``st``, ``wsis`` and ``patches``."""
+        path = self.row.expression or self.image
+        assert path is not None  # noqa: S101 - as above
+        file = path.parent.parent / "metadata" / f"{path.stem}.json"
+        try:
+            facts = json.loads(file.read_text())
+            return float(facts.get("pixel_size_um_estimated") or facts.get("pixel_size_um_embedded"))
+        except (OSError, ValueError, TypeError):
+            # HEST's patches are made to one scale, whatever the slide's; only grids need the slide's own
+            return 0.5 if self._patches else None
+
+    def tiles(self) -> SlideTiles | PatchTiles:
+        """Tiles centred on the spots, in the order of ``adata.obs_names``.
+
+        Raises
+        ------
+        InputError
+            No image, or spots outside it.
+        """
+        centres = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
+        if self._patches:
+            names = list(self.adata.obs_names)
+            return PatchTiles(self._patches, names, centres, mpp=self.mpp, slide_id=self.section_id)
+        if self.image is None:
+            raise InputError(f"section {self.section_id!r} has no image", fix="fill the column 'image'")
+        tiles = SlideTiles(self.image, centres, mpp=self.mpp, slide_id=self.section_id)
+        tiles.check_inside()
+        return tiles
+
+    def thumbnail(self, max_px: int = 1500) -> tuple[np.ndarray, float] | None:
+        """The slide, small, and its downsampling; None where there is no slide to show."""
+        if self.image is None or self._patches:
+            return None
+        image = self.slide.thumbnail(max_px)
+        return image, self.slide.width / image.shape[1]
 
 
 def read_sections(manifest: str | Path) -> list[Section]:
-    """Sections of a manifest, in its order; files are opened when first needed."""
+    """Sections of a manifest, in its order; files are opened when first needed.
+
+    Raises
+    ------
+    InputError
+        The manifest is missing or malformed.
+
+    Examples
+    --------
+    >>> sections = read_sections("sections.csv")  # doctest: +SKIP
+    >>> sections[0].adata  # doctest: +SKIP
+    """
     return [Section(row) for row in read_manifest(manifest)]
+
+

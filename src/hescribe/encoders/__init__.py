@@ -1,7 +1,7 @@
 """Encoders: image tile → feature vector."""
 
 from hescribe.encoders.extract import Extraction, extract_features
-from hescribe.encoders.record import Encoder
+from hescribe.encoders.record import Encoder, resolve_device
 from hescribe.encoders.registry import ENCODERS, EncoderEntry, load_encoder
 
-__all__ = ["ENCODERS", "Encoder", "EncoderEntry", "Extraction", "extract_features", "load_encoder"]
+__all__ = ["ENCODERS", "Encoder", "EncoderEntry", "Extraction", "extract_features", "load_encoder", "resolve_device"]

@@ -88,3 +88,10 @@ def weights_identity(name: str, module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(buffer.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` → the accelerator there is, or the CPU."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,7 +18,7 @@ from hescribe.encoders.record import Encoder, weights_identity
 STAIN_INPUT_PX = 224
 _SCALES = (1, 2, 4, 8)  #: pixels of Gaussian sigma; about a chromatin grain to a nucleus at 0.5 µm per pixel
 _QUANTILES = (0.1, 0.5, 0.9)
-_VERSION = "1"  #: raise when any number changes, so that cached features are not mixed
+_VERSION = 1  #: raise when any number changes, so that cached features are not mixed
 
 
 class StainFeatures(nn.Module):
@@ -35,6 +35,7 @@ class StainFeatures(nn.Module):
         super().__init__()
         stains = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
         stains = stains / stains.norm(dim=1, keepdim=True)
+        self.register_buffer("version", torch.tensor(_VERSION), persistent=False)  # part of the identity
         self.register_buffer("unmix", torch.linalg.inv(stains), persistent=False)
         for sigma in _SCALES:
             self.register_buffer(f"kernel_{sigma}", _gaussian(sigma), persistent=False)
@@ -108,7 +109,7 @@ def load_stain() -> Encoder:
         width=width,
         input_px=STAIN_INPUT_PX,
         mpp=0.5,
-        identity=weights_identity(f"stain-{_VERSION}", module),
+        identity=weights_identity("stain", module),
         licence="Apache-2.0",
         trainable=False,
     )

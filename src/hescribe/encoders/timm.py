@@ -43,7 +43,7 @@ def load_timm(name: str, *, weights: Path | None = None, pretrained: bool = True
         width=_output_width(module, config["input_size"][-1], name),
         input_px=int(config["input_size"][-1]),
         mpp=None,
-        identity=weights_identity(name, module),
+        identity=weights_identity(f"timm:{name}", module),
         licence=str(getattr(backbone, "pretrained_cfg", {}).get("license") or "see the weights' source"),
     )
 

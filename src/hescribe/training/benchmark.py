@@ -14,6 +14,7 @@ import anndata as ad
 import pandas as pd
 
 from hescribe import keys
+from hescribe.encoders import resolve_device
 from hescribe.errors import InputError, OutputError
 from hescribe.evaluation.crossval import HeldOut, cross_validate
 from hescribe.evaluation.scores import SectionScores, score_section
@@ -24,7 +25,7 @@ from hescribe.inference.predict import predict_section, read_prediction
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
-from hescribe.training.train import resolve_device, train
+from hescribe.training.train import train
 
 log = logging.getLogger("hescribe")
 

@@ -28,10 +28,10 @@ from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, i
 from hescribe.io.store import write_atomically
 from hescribe.methods.base import ClosedForm, JointModel, MethodConfig, Optimisation, RegressionModel, Shapes
 from hescribe.reference import Reference
-from hescribe.training.batches import Spots, ordered_loader, training_loader
+from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
 from hescribe.training.config import TrainConfig
-from hescribe.training.data import TrainingData
-from hescribe.training.harmony import harmonise
+from hescribe.training.inputs.data import TrainingData
+from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.memory import keep_freed_memory
 from hescribe.training.module import Training
 from hescribe.types import Features, SparseExpression
@@ -202,6 +202,9 @@ class Fitter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on workers and logging steps
             resumed = str(last) if last.is_file() else None
+            # Lightning keeps each module's mode, and an encoder comes in evaluation mode: its batch statistics
+            # would stay those of ImageNet and the embedding would collapse
+            module.train()
             trainer.fit(module, loader, validation, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")

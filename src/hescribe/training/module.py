@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hescribe.methods.base import Batch, JointModel, Optimisation
-from hescribe.training.augment import jitter_stain, random_symmetry
+from hescribe.training.inputs.augment import jitter_stain, random_symmetry
 
 
 class Training(L.LightningModule):

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from hescribe import keys
-from hescribe.encoders import load_encoder
+from hescribe.encoders import load_encoder, resolve_device
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle
@@ -25,20 +25,13 @@ from hescribe.inference.trust import Novelty, Trust, fit_trust
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
-from hescribe.training.data import TrainingData, assemble
+from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.fit import Fitted, Fitter, Rows
-from hescribe.training.panel import choose_panel
+from hescribe.training.inputs.panel import choose_panel
 from hescribe.types import Features, PerGene
 from hescribe.version import __version__
 
 log = logging.getLogger("hescribe")
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` → the accelerator there is, or the CPU."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Path) -> Bundle:

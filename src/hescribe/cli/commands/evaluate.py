@@ -26,7 +26,7 @@ def evaluate(
     from hescribe.inference import load_bundle
     from hescribe.inference.evaluate import evaluate as evaluate_bundle
     from hescribe.inference.evaluate import write_evaluation
-    from hescribe.training.train import resolve_device
+    from hescribe.encoders import resolve_device
 
     trained = load_bundle(bundle)
     scores = evaluate_bundle(

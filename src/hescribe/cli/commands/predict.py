@@ -22,7 +22,7 @@ def predict(
 ) -> None:
     """Predict expression at the spots of sections: one DIR/<section_id>.zarr each."""
     from hescribe.inference import load_bundle, predict_sections
-    from hescribe.training.train import resolve_device
+    from hescribe.encoders import resolve_device
 
     chosen = o.choose_sections(sections, only=only, without=without)
     trained = load_bundle(bundle)

@@ -15,7 +15,7 @@ from hescribe.errors import InputError
 from hescribe.io.expression import log_normalise
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
-from hescribe.training.panel import choose_panel, gene_table, shared_genes
+from hescribe.training.inputs.panel import choose_panel, gene_table, shared_genes
 from hescribe.types import Centres, SparseExpression
 
 _FEWEST_SPOTS = 10

@@ -1,0 +1,1 @@
+"""One file a format: ``read_<format>``, manifest row → AnnData."""

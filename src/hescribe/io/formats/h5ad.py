@@ -1,0 +1,93 @@
+"""Plain ``.h5ad``, and HEST-1k, whose sections are h5ad files beside their images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from hescribe import keys
+from hescribe.errors import InputError
+from hescribe.io.formats.genes import tidy_genes
+from hescribe.io.manifest import ManifestRow
+
+_SYMBOLS = ("gene_name", "gene_symbols", "gene_symbol", "feature_name", "symbol")
+_IDS = ("gene_ids", "gene_id", "ensembl_id", "ensemblID", "ensembl")
+
+
+def read_h5ad(row: ManifestRow) -> ad.AnnData:
+    """Raw counts (``layers["counts"]``, ``raw`` or ``X``) and ``obsm["spatial"]`` of an h5ad file.
+
+    Raises
+    ------
+    InputError
+        The file is unreadable or has no positions.
+    """
+    assert row.expression is not None  # noqa: S101 - readers are called for rows with expression
+    source = _open(row.expression)
+    counts, var = _raw_counts(source)
+    matrix, genes = tidy_genes(counts, _symbols(var), _ensembl(var))
+    obs = pd.DataFrame(index=pd.Index(source.obs_names.astype(str)))
+    for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
+        if column in source.obs:
+            obs[column] = source.obs[column].to_numpy(dtype=float)
+    adata = ad.AnnData(matrix, obs=obs, var=genes)
+    if keys.SPATIAL not in source.obsm:
+        raise InputError("no obsm['spatial']", path=row.expression, fix="x, y of each spot in full-resolution pixels")
+    adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    if keys.SCGPT in source.obsm:
+        adata.obsm[keys.SCGPT] = np.asarray(source.obsm[keys.SCGPT], dtype=np.float32)
+    return adata
+
+
+def read_hest(row: ManifestRow) -> ad.AnnData:
+    """A HEST-1k section: spots under tissue, array positions under HEST's names where it has them."""
+    adata = read_h5ad(row)
+    assert row.expression is not None  # noqa: S101 - as above
+    source = _open(row.expression)
+    for column in ("in_tissue",):
+        if column in source.obs:
+            adata = adata[source.obs[column].to_numpy(dtype=float) > 0].copy()
+    return adata
+
+
+def _open(path: Path) -> ad.AnnData:
+    if not path.is_file():
+        raise InputError("no such file", path=path, fix="check the manifest")
+    try:
+        return ad.read_h5ad(path)
+    except Exception as error:  # h5py and anndata raise many kinds for damaged files
+        raise InputError(f"not a readable h5ad file ({type(error).__name__}: {error})", path=path) from error
+
+
+def _raw_counts(source: ad.AnnData) -> tuple[sparse.csr_matrix, pd.DataFrame]:
+    if "counts" in source.layers:
+        return sparse.csr_matrix(source.layers["counts"]), source.var
+    if source.raw is not None and not _whole(source.X):
+        return sparse.csr_matrix(source.raw.X), source.raw.var
+    return sparse.csr_matrix(source.X), source.var
+
+
+def _whole(matrix: object) -> bool:
+    values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)  # type: ignore[attr-defined]
+    return bool((values == np.round(values)).all())
+
+
+def _symbols(var: pd.DataFrame) -> list[str]:
+    """Symbols from a column where the index holds Ensembl ids."""
+    if len(var) and var.index.str.match(r"^ENS[A-Z]*G\d").mean() > 0.5:
+        for column in _SYMBOLS:
+            if column in var:
+                names = var[column].astype("string").fillna("")
+                return [n or i for n, i in zip(names, var.index, strict=True)]
+    return list(var.index.astype(str))
+
+
+def _ensembl(var: pd.DataFrame) -> list[str] | None:
+    for column in _IDS:
+        if column in var:
+            return list(var[column].astype("string").fillna(""))
+    return None

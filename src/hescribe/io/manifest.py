@@ -1,0 +1,125 @@
+"""The manifest: one row a section, paths relative to the manifest itself."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from hescribe.errors import HescribeWarning, InputError
+from hescribe.types import Microns, Mpp
+
+REQUIRED = ("section_id", "patient_id", "image", "expression")
+OPTIONAL = ("technology", "positions", "mpp", "cell_types", "annotations", "z")
+_PATHS = ("image", "expression", "positions", "cell_types", "annotations")
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What the manifest says of one section; fields as the columns, paths made absolute.
+
+    A row without ``image`` is unpaired transcriptomics, one without ``expression`` a slide.
+    """
+
+    section_id: str
+    patient_id: str
+    image: Path | None
+    expression: Path | None
+    technology: str | None = None
+    positions: Path | None = None
+    mpp: Mpp | None = None
+    cell_types: Path | None = None
+    annotations: Path | None = None
+    z: Microns | None = None
+
+
+def read_manifest(path: str | Path) -> list[ManifestRow]:
+    """Rows of a manifest (``.csv``, ``.tsv`` or ``.parquet``), or of ``sections.csv`` in a folder.
+
+    Raises
+    ------
+    InputError
+        The file is missing or unreadable, a column is missing, an id is empty, double or no file name, or a
+        value is not what its column holds; names file, row and column.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "sections.csv"
+    table = _read_table(file)
+    missing = [c for c in REQUIRED if c not in table]
+    if missing:
+        raise InputError(
+            f"column {', '.join(map(repr, missing))} is missing (found {', '.join(table.columns)})",
+            path=file,
+            fix=f"needed are {', '.join(REQUIRED)}; cells may be empty",
+        )
+    unknown = [c for c in table if c not in REQUIRED + OPTIONAL]
+    if unknown:
+        warnings.warn(f"{file}: column {', '.join(unknown)} is not known and not used", HescribeWarning, stacklevel=2)
+    if table.empty:
+        raise InputError("the manifest has no rows", path=file)
+    rows = [_row(file, i, values) for i, values in enumerate(table.to_dict("records"), start=2)]
+    ids = [r.section_id for r in rows]
+    if double := sorted({i for i in ids if ids.count(i) > 1}):
+        raise InputError(f"section_id {', '.join(map(repr, double))} stands in several rows", path=file)
+    return rows
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        raise InputError("no such manifest", path=file, fix="a CSV with " + ", ".join(REQUIRED))
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file).astype("string")
+        separator = "\t" if file.suffix in {".tsv", ".txt"} else ","
+        return pd.read_csv(file, sep=separator, dtype="string", skipinitialspace=True)
+    except (ValueError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"not a readable table ({error})", path=file, fix="CSV or Parquet") from error
+
+
+def _row(file: Path, line: int, values: dict[str, object]) -> ManifestRow:
+    cells = {str(k): _text(v) for k, v in values.items()}
+    for name in ("section_id", "patient_id"):
+        if not cells[name]:
+            raise InputError(f"row {line}: {name} is empty", path=file)
+    section = cells["section_id"]
+    if Path(section).name != section or section.startswith("."):
+        raise InputError(
+            f"row {line}: section_id {section!r} cannot be a file name", path=file, fix="use letters, digits, - and _"
+        )
+    if not cells["image"] and not cells["expression"]:
+        raise InputError(f"row {line} ({section}): neither image nor expression is given", path=file)
+    paths = {c: _path(file, cells.get(c, "")) for c in _PATHS}
+    return ManifestRow(
+        section_id=section,
+        patient_id=cells["patient_id"],
+        technology=cells.get("technology", "").lower() or None,
+        mpp=_number(file, line, "mpp", cells.get("mpp", "")),
+        z=_number(file, line, "z", cells.get("z", "")),
+        **paths,
+    )
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value is pd.NA or value != value else str(value).strip()
+
+
+def _path(manifest: Path, text: str) -> Path | None:
+    # Not resolved: a link in a manifest keeps the name the user knows
+    return (manifest.parent.absolute() / Path(text).expanduser()) if text else None
+
+
+def _number(file: Path, line: int, column: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (column == "mpp" and number <= 0):
+        what = "a positive number of µm per pixel" if column == "mpp" else "a number"
+        raise InputError(f"row {line}: {column} is {text!r}, not {what}", path=file)
+    return number

@@ -1,0 +1,111 @@
+"""All technologies in one table; to add one, write its reader and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+
+from hescribe.errors import InputError
+from hescribe.io.formats.h5ad import read_h5ad, read_hest
+from hescribe.io.manifest import ManifestRow
+from hescribe.io.schema import check_section, spot_pitch
+from hescribe.io.formats.st import read_st
+from hescribe.io.formats.tables import add_annotations, add_cell_types
+from hescribe.io.formats.visium import read_visium
+from hescribe.types import Microns, Mpp
+
+
+@dataclass(frozen=True)
+class Technology:
+    """How a technology is read.
+
+    Attributes
+    ----------
+    read
+        Manifest row → AnnData with raw counts and positions.
+    pitch_um
+        Distance between neighbouring spots' centres, where the technology fixes it.
+    hexagonal
+        Spots lie on a hexagonal grid.
+    """
+
+    read: Callable[[ManifestRow], ad.AnnData]
+    pitch_um: Microns | None = None
+    hexagonal: bool = False
+
+
+READERS: dict[str, Technology] = {
+    "st": Technology(read_st, pitch_um=200.0),
+    "visium": Technology(read_visium, pitch_um=100.0, hexagonal=True),
+    "hest": Technology(read_hest),
+    "h5ad": Technology(read_h5ad),
+}
+
+
+def technology_of(row: ManifestRow) -> str:
+    """The row's technology, inferred from its files where it is not stated.
+
+    Raises
+    ------
+    InputError
+        Unknown, or not to be inferred.
+    """
+    known = ", ".join(READERS)
+    if row.technology is not None:
+        if row.technology not in READERS:
+            raise InputError(f"section {row.section_id!r}: unknown technology {row.technology!r}", fix=f"one of {known}")
+        return row.technology
+    path = row.expression
+    if path is None:
+        raise InputError(f"section {row.section_id!r} has no expression")
+    if not path.exists():
+        raise InputError("no such file or folder", path=path, fix=f"section {row.section_id!r} of the manifest")
+    found = _infer(path)
+    if found is None:
+        raise InputError("the technology cannot be inferred", path=path, fix=f"fill the column 'technology': {known}")
+    return found
+
+
+def _infer(path: Path) -> str | None:
+    if path.is_dir():
+        places = (path / "spatial", path / "outs" / "spatial")
+        return "visium" if any(p.is_dir() for p in places) else None
+    if path.suffix == ".h5ad":
+        around = path.parent.parent
+        hest = path.parent.name == "st" and ((around / "wsis").is_dir() or (around / "patches").is_dir())
+        return "hest" if hest else "h5ad"
+    name = path.name.removesuffix(".gz")
+    return "st" if name.endswith((".tsv", ".txt", ".csv")) else None
+
+
+def read_expression(row: ManifestRow) -> ad.AnnData:
+    """Read, check and complete a section's expression.
+
+    Raises
+    ------
+    InputError
+        One line on what is wrong with which file.
+    """
+    technology = READERS[technology_of(row)]
+    assert row.expression is not None  # noqa: S101 - technology_of has checked it
+    if not row.expression.exists():
+        raise InputError("no such file or folder", path=row.expression, fix=f"section {row.section_id!r} of the manifest")
+    adata = technology.read(row)
+    check_section(adata, row.expression)
+    if row.cell_types is not None:
+        add_cell_types(adata, row.cell_types)
+    if row.annotations is not None:
+        add_annotations(adata, row.annotations)
+    return adata
+
+
+def mpp_from_pitch(row: ManifestRow, adata: ad.AnnData) -> Mpp | None:
+    """µm per pixel from the spots' pitch, where the technology fixes it."""
+    technology = READERS[technology_of(row)]
+    if technology.pitch_um is None:
+        return None
+    pitch_px = spot_pitch(adata, hexagonal=technology.hexagonal)
+    return technology.pitch_um / pitch_px if pitch_px > 0 else None

@@ -1,0 +1,94 @@
+"""What a section in memory must look like, checked once, on reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from hescribe import keys
+from hescribe.errors import InputError
+from hescribe.types import Centres, Level0Px
+
+
+def check_section(adata: ad.AnnData, path: Path) -> None:
+    """Raw counts in ``X``, unique spot ids, a finite position for every spot.
+
+    Raises
+    ------
+    InputError
+        Says what was found and what to give instead.
+    """
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise InputError(f"{adata.n_obs} spots and {adata.n_vars} genes: nothing to work with", path=path)
+    if not adata.obs_names.is_unique:
+        double = adata.obs_names[adata.obs_names.duplicated()]
+        raise InputError(f"spot id {double[0]!r} stands there twice ({len(double)} duplicates)", path=path)
+    values = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X).ravel()
+    if not np.isfinite(values).all():
+        raise InputError("counts are not all finite", path=path, fix="give raw counts")
+    if len(values) and values.min() < 0:
+        raise InputError(f"negative counts (down to {values.min():g})", path=path, fix="give raw counts, not scaled ones")
+    if (values != np.round(values)).any():
+        example = values[values != np.round(values)][0]
+        raise InputError(
+            f"counts are not whole numbers (for example {example:g})", path=path, fix="give raw counts, not normalised ones"
+        )
+    centres = adata.obsm.get(keys.SPATIAL)
+    if centres is None or np.asarray(centres).shape != (adata.n_obs, 2):
+        raise InputError("no position (x, y) for each spot", path=path, fix="obsm['spatial'], full-resolution pixels")
+    if not np.isfinite(np.asarray(centres, dtype=np.float64)).all():
+        raise InputError("some spots have no finite position", path=path)
+
+
+def match_spots(counts: pd.Index, positions: pd.Index, path: Path, *, beside: Path) -> pd.Index:
+    """Spots that are in both files, in the order of the counts.
+
+    Raises
+    ------
+    InputError
+        A spot id stands twice in the positions, or the files share no spot.
+    """
+    if positions.has_duplicates:
+        raise InputError(f"spot id {positions[positions.duplicated()][0]!r} stands there twice", path=beside)
+    if counts.has_duplicates:
+        raise InputError(f"spot id {counts[counts.duplicated()][0]!r} stands there twice", path=path)
+    shared = counts[counts.isin(positions)]
+    if not len(shared):
+        raise InputError(
+            f"no spot in common with {beside.name} (here {', '.join(map(str, counts[:2]))}; "
+            f"there {', '.join(map(str, positions[:2]))})",
+            path=path,
+            fix="are they of the same section?",
+        )
+    return shared
+
+
+def spot_pitch(adata: ad.AnnData, *, hexagonal: bool) -> Level0Px:
+    """Distance between neighbouring spots' centres, in full-resolution pixels.
+
+    From array positions where there are any, by least squares over all spots: an affine map from array to pixels
+    is robust to missing spots and to rounding. Otherwise the median distance to the nearest neighbour.
+    """
+    centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
+    if keys.ARRAY_ROW in adata.obs and keys.ARRAY_COL in adata.obs and adata.n_obs >= 6:
+        grid = adata.obs[[keys.ARRAY_COL, keys.ARRAY_ROW]].to_numpy(dtype=np.float64)
+        if np.linalg.matrix_rank(grid - grid.mean(axis=0)) == 2:
+            return _pitch_from_array(grid, centres, hexagonal=hexagonal)
+    if adata.n_obs < 2:
+        return float("nan")
+    return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1]))
+
+
+def _pitch_from_array(grid: Centres, centres: Centres, *, hexagonal: bool) -> Level0Px:
+    design = np.column_stack([grid, np.ones(len(grid))])
+    steps = np.linalg.lstsq(design, centres, rcond=None)[0][:2]
+    along_columns, along_rows = np.linalg.norm(steps, axis=1)
+    if hexagonal:
+        # Visium: a neighbour in the row is two columns away, rows are √3/2 of the pitch apart
+        return float(np.mean([2 * along_columns, along_rows * 2 / np.sqrt(3)]))
+    return float(np.mean([along_columns, along_rows]))

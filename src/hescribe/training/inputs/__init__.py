@@ -1,0 +1,1 @@
+"""What is learned from: spots side by side, the gene panel, batches and their augmentation."""
