@@ -58,7 +58,11 @@ def functions(tree: ast.AST) -> Iterator[FUNCTION]:
 def body_lines(function: FUNCTION) -> int:
     """Lines of the body without its docstring."""
     body = function.body
-    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+    if (
+        isinstance(body[0], ast.Expr)
+        and isinstance(body[0].value, ast.Constant)
+        and isinstance(body[0].value.value, str)
+    ):
         body = body[1:]
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0  # type: ignore[operator]
 

@@ -28,13 +28,19 @@ class TileSource(Protocol):
     """
 
     @property
-    def slide_id(self) -> str: ...
+    def slide_id(self) -> str:
+        """The section or slide."""
+        ...
 
     @property
-    def centres(self) -> Centres: ...
+    def centres(self) -> Centres:
+        """(n, 2) positions."""
+        ...
 
     @property
-    def mpp(self) -> Mpp: ...
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -52,7 +58,9 @@ class Predictor(Protocol):
     """Anything that predicts expression from tiles; all that evaluation ever sees."""
 
     @property
-    def genes(self) -> Sequence[str]: ...
+    def genes(self) -> Sequence[str]:
+        """Columns of a prediction."""
+        ...
 
     def predict(self, tiles: TileSource) -> Expression:
         """Predicted log1p expression, (len(tiles), len(genes)) float32."""

@@ -154,9 +154,7 @@ def _prepare(vectors: Features, similarity: str, device: str) -> Tensor:
     return F.normalize(tensor, dim=1) if similarity == "cosine" else tensor
 
 
-def _search_block(
-    queries: Tensor, keys_: Features, k: int, key_rows: int, similarity: str
-) -> tuple[Tensor, Tensor]:
+def _search_block(queries: Tensor, keys_: Features, k: int, key_rows: int, similarity: str) -> tuple[Tensor, Tensor]:
     best = torch.full((len(queries), 0), -torch.inf, device=queries.device)
     where = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(keys_), key_rows):

@@ -155,5 +155,3 @@ def read_sections(manifest: str | Path) -> list[Section]:
     >>> sections[0].adata  # doctest: +SKIP
     """
     return [Section(row) for row in read_manifest(manifest)]
-
-

@@ -138,7 +138,13 @@ def test_features_are_cached_by_content(tiles: ArrayTiles) -> None:
 
 def test_cache_key_follows_everything_that_matters(tiles: ArrayTiles) -> None:
     encoder = load_encoder("stain")
-    ways = [Extraction(), Extraction(tile_um=50), Extraction(views=4), Extraction(batch_size=3), Extraction(precision="bf16")]
+    ways = [
+        Extraction(),
+        Extraction(tile_um=50),
+        Extraction(views=4),
+        Extraction(batch_size=3),
+        Extraction(precision="bf16"),
+    ]
     found = {_key(tiles, encoder, how, "cpu") for how in ways}  # type: ignore[arg-type]
     found.add(_key(tiles, load_encoder(SMALL, pretrained=False), Extraction(), "cpu"))  # type: ignore[arg-type]
     assert len(found) == len(ways) + 1

@@ -6,7 +6,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 import yaml
 
@@ -49,7 +48,7 @@ def load_config(context: typer.Context, value: Path | None) -> Path | None:
     return value
 
 
-def _as_default(parameter: click.Parameter, value: Any) -> Any:
+def _as_default(parameter: Any, value: Any) -> Any:
     """Method settings may be a nested table in the file; on the command line they are ``a.b=value``."""
     if parameter.name == "option" and isinstance(value, dict):
         return [f"{k}={v}" for k, v in _flatten(value)]
@@ -82,7 +81,9 @@ def write_resolved(context: typer.Context, output: Path) -> None:
     """Write every option of this run, resolved, beside its output; the file can be given to ``--config``."""
     values = {k: _plain(v) for k, v in context.params.items() if k != "config" and v is not None}
     with write_atomically(output.with_name(f"{output.name}.config.yaml")) as path:
-        path.write_text(f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        path.write_text(
+            f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        )
 
 
 def _plain(value: Any) -> Any:

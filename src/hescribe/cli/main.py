@@ -7,12 +7,14 @@ import os
 import sys
 import warnings
 
-import click
 import typer
 
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
+
+# typer carries a copy of click; this is its ClickException, the base of all errors of usage
+_UsageError = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="hescribe",
@@ -65,7 +67,9 @@ def set_up_logging(*, debug: bool) -> None:
         text = f"warning: {message}"
         if text not in shown:
             shown.add(text)
-            logger.warning(text if issubclass(category, HescribeWarning) else f"warning: {category.__name__}: {message}")
+            logger.warning(
+                text if issubclass(category, HescribeWarning) else f"warning: {category.__name__}: {message}"
+            )
 
     warnings.showwarning = show  # type: ignore[assignment]
 
@@ -76,12 +80,11 @@ def run() -> None:
         code = app(standalone_mode=False)
     except HescribeError as error:
         _fail(f"hescribe: error: {error}")
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        sys.exit(0)
-    except click.ClickException as error:
-        _fail(f"hescribe: error: {error.format_message()} (see 'hescribe --help')")
-    except (KeyboardInterrupt, click.Abort):
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.exit(0)  # the help has been shown
+        _fail(f"hescribe: error: {' '.join(error.format_message().split())} (see 'hescribe --help')")
+    except (KeyboardInterrupt, typer.Abort):
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except OSError as error:

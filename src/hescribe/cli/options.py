@@ -28,7 +28,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 Genes = Annotated[str, typer.Option(help="Genes of special interest, with commas.")]
 SamePatient = Annotated[
     bool,
-    typer.Option("--allow-same-patient", help="Test on sections of patients seen in training; results are labelled so."),
+    typer.Option(
+        "--allow-same-patient", help="Test on sections of patients seen in training; results are labelled so."
+    ),
 ]
 MethodSettings = Annotated[
     list[str], typer.Option("--option", "-O", help="A setting of the method, e.g. -O retrieval.k=100; may be repeated.")

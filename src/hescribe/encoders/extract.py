@@ -94,7 +94,7 @@ def _key(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> s
 
 @torch.inference_mode()
 def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> Features:
-    module = encoder.module.to(device=device, memory_format=torch.channels_last).eval()
+    module = encoder.module.to(device).to(memory_format=torch.channels_last).eval()
     out = np.empty((len(tiles), encoder.width), dtype=np.float32)
     start = 0
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"

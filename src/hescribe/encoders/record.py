@@ -25,6 +25,9 @@ class Normalised(nn.Module):
         Per channel, on the scale [0, 1].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone

@@ -52,7 +52,7 @@ def _create(name: str, *, pretrained: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]) or "see timm.list_models()"
+        near = ", ".join(timm.list_models(f"*{name.split('.', maxsplit=1)[0][:8]}*")[:5]) or "see timm.list_models()"
         raise EncoderError(f"timm knows no architecture {name!r}", path="--encoder", fix=f"for example: {near}")
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0)

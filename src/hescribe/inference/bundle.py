@@ -180,7 +180,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if version > keys.SCHEMA_VERSION:
         raise BundleError(f"bundle format {version} is newer than this hescribe knows", path=folder, fix="upgrade it")
     if description.get("method") not in METHODS:
-        raise BundleError(f"unknown method {description.get('method')!r}", path=path, fix=f"known: {', '.join(METHODS)}")
+        raise BundleError(
+            f"unknown method {description.get('method')!r}", path=path, fix=f"known: {', '.join(METHODS)}"
+        )
     return description
 
 

@@ -66,7 +66,6 @@ def evaluate(
             score_section(
                 prediction,
                 section.adata,
-                patient_id=section.patient_id,
                 training_stats=bundle.genes,
                 markers=markers,
                 allow_same_patient=allow_same_patient,

@@ -21,7 +21,9 @@ _ROWS = 4096  #: features at once through a model's head
 class Head(Protocol):
     """Features → expression."""
 
-    def __call__(self, features: Features) -> Expression: ...
+    def __call__(self, features: Features) -> Expression:
+        """(n, d) → (n, g)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ def read_manifest(path: str | Path) -> list[ManifestRow]:
             path=file,
             fix=f"needed are {', '.join(REQUIRED)}; cells may be empty",
         )
-    unknown = [c for c in table if c not in REQUIRED + OPTIONAL]
+    unknown = [str(c) for c in table if c not in REQUIRED + OPTIONAL]
     if unknown:
         warnings.warn(f"{file}: column {', '.join(unknown)} is not known and not used", HescribeWarning, stacklevel=2)
     if table.empty:
@@ -80,7 +81,7 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise InputError(f"not a readable table ({error})", path=file, fix="CSV or Parquet") from error
 
 
-def _row(file: Path, line: int, values: dict[str, object]) -> ManifestRow:
+def _row(file: Path, line: int, values: dict[Any, Any]) -> ManifestRow:
     cells = {str(k): _text(v) for k, v in values.items()}
     for name in ("section_id", "patient_id"):
         if not cells[name]:
@@ -103,8 +104,8 @@ def _row(file: Path, line: int, values: dict[str, object]) -> ManifestRow:
     )
 
 
-def _text(value: object) -> str:
-    return "" if value is None or value is pd.NA or value != value else str(value).strip()
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value).strip()
 
 
 def _path(manifest: Path, text: str) -> Path | None:

@@ -10,11 +10,11 @@ import anndata as ad
 
 from hescribe.errors import InputError
 from hescribe.io.formats.h5ad import read_h5ad, read_hest
-from hescribe.io.manifest import ManifestRow
-from hescribe.io.schema import check_section, spot_pitch
 from hescribe.io.formats.st import read_st
 from hescribe.io.formats.tables import add_annotations, add_cell_types
 from hescribe.io.formats.visium import read_visium
+from hescribe.io.manifest import ManifestRow
+from hescribe.io.schema import check_section, spot_pitch
 from hescribe.types import Microns, Mpp
 
 
@@ -56,7 +56,9 @@ def technology_of(row: ManifestRow) -> str:
     known = ", ".join(READERS)
     if row.technology is not None:
         if row.technology not in READERS:
-            raise InputError(f"section {row.section_id!r}: unknown technology {row.technology!r}", fix=f"one of {known}")
+            raise InputError(
+                f"section {row.section_id!r}: unknown technology {row.technology!r}", fix=f"one of {known}"
+            )
         return row.technology
     path = row.expression
     if path is None:
@@ -92,7 +94,9 @@ def read_expression(row: ManifestRow) -> ad.AnnData:
     technology = READERS[technology_of(row)]
     assert row.expression is not None  # noqa: S101 - technology_of has checked it
     if not row.expression.exists():
-        raise InputError("no such file or folder", path=row.expression, fix=f"section {row.section_id!r} of the manifest")
+        raise InputError(
+            "no such file or folder", path=row.expression, fix=f"section {row.section_id!r} of the manifest"
+        )
     adata = technology.read(row)
     check_section(adata, row.expression)
     if row.cell_types is not None:

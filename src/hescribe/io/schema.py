@@ -32,11 +32,15 @@ def check_section(adata: ad.AnnData, path: Path) -> None:
     if not np.isfinite(values).all():
         raise InputError("counts are not all finite", path=path, fix="give raw counts")
     if len(values) and values.min() < 0:
-        raise InputError(f"negative counts (down to {values.min():g})", path=path, fix="give raw counts, not scaled ones")
+        raise InputError(
+            f"negative counts (down to {values.min():g})", path=path, fix="give raw counts, not scaled ones"
+        )
     if (values != np.round(values)).any():
         example = values[values != np.round(values)][0]
         raise InputError(
-            f"counts are not whole numbers (for example {example:g})", path=path, fix="give raw counts, not normalised ones"
+            f"counts are not whole numbers (for example {example:g})",
+            path=path,
+            fix="give raw counts, not normalised ones",
         )
     centres = adata.obsm.get(keys.SPATIAL)
     if centres is None or np.asarray(centres).shape != (adata.n_obs, 2):

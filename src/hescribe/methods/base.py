@@ -49,7 +49,6 @@ class Optimisation(MethodConfig):
     weight_decay: float = Field(1e-3, ge=0)
     patience: int = Field(20, ge=1, description="epochs without a better held-out loss before stopping")
 
-
     def batch_for(self, spots: int) -> int:
         """Batch size for a number of training spots.
 
@@ -67,7 +66,9 @@ class Retrieval(MethodConfig):
 
     k: int = Field(50, ge=1, description="neighbours")
     imputation: Literal["mean", "weighted", "top1"] = "mean"
-    key: Literal["expression", "image"] = Field("expression", description="which embedding of a training spot is its key")
+    key: Literal["expression", "image"] = Field(
+        "expression", description="which embedding of a training spot is its key"
+    )
     similarity: Literal["cosine", "euclidean"] = "cosine"
 
 

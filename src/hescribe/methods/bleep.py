@@ -21,11 +21,15 @@ class BleepConfig(MethodConfig):
     dim: int = Field(256, ge=2, description="length of the embedding")
     dropout: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0, description="τ, fixed")
-    smooth_targets: bool = Field(True, description="softened targets; off: plain CLIP")
-    renormalise_targets: bool = Field(False, description="rows of the transposed targets sum to 1 (published: no)")
+    smooth_targets: bool = Field(default=True, description="softened targets; off: plain CLIP")
+    renormalise_targets: bool = Field(
+        default=False, description="rows of the transposed targets sum to 1 (published: no)"
+    )
     replica_batch: int = Field(128, ge=2, description="spots per independent loss, as one GPU of the published four")
-    gather: bool = Field(False, description="one loss over all replicas' embeddings instead")
-    harmony: bool = Field(False, description="correct the panel's expression between training sections by Harmony")
+    gather: bool = Field(default=False, description="one loss over all replicas' embeddings instead")
+    harmony: bool = Field(
+        default=False, description="correct the panel's expression between training sections by Harmony"
+    )
     optimisation: Optimisation = Optimisation(epochs=150, batch_size=512)
     retrieval: Retrieval = Retrieval()
 

@@ -29,6 +29,9 @@ class Knn(JointModel):
         Sizes.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, tower: nn.Module, shapes: Shapes) -> None:
         super().__init__()
         self.tower = tower

@@ -26,6 +26,8 @@ class Mean(RegressionModel):
         Sizes.
     """
 
+    mean: Tensor
+
     def __init__(self, tower: nn.Module, shapes: Shapes) -> None:
         super().__init__()
         self.tower = tower

@@ -44,6 +44,13 @@ class Ridge(RegressionModel):
         Settings.
     """
 
+    mean: Tensor
+    scale: Tensor
+    axes: Tensor
+    coefficients: Tensor
+    intercept: Tensor
+    penalty: Tensor
+
     def __init__(self, tower: nn.Module, shapes: Shapes, config: RidgeConfig) -> None:
         super().__init__()
         self.tower = tower

@@ -1,0 +1,21 @@
+"""Figures from AnnData and tables, public as ``hescribe.pl``; each function returns a matplotlib ``Figure``."""
+
+from hescribe.plots.folds import method_comparison, training_curves
+from hescribe.plots.genes import gene_gene_correlation, mean_and_variance, pcc_distribution
+from hescribe.plots.ground import Thumbnail
+from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide_map
+from hescribe.plots.style import save_figure
+
+__all__ = [
+    "Thumbnail",
+    "gene_gene_correlation",
+    "gene_map",
+    "mean_and_variance",
+    "measured_and_predicted",
+    "method_comparison",
+    "obs_map",
+    "pcc_distribution",
+    "save_figure",
+    "slide_map",
+    "training_curves",
+]

@@ -129,7 +129,9 @@ class WholeSlide(Slide):
         try:
             region = self._reader.get_region(round(x * scale), round(y * scale), width, height, level=level)
         except Exception as error:  # each backend raises its own kinds
-            raise InputError(f"cannot be read at ({x}, {y}): {error}; is it damaged or truncated?", path=self.path) from error
+            raise InputError(
+                f"cannot be read at ({x}, {y}): {error}; is it damaged or truncated?", path=self.path
+            ) from error
         return np.asarray(region)[..., :3].astype(np.uint8, copy=False)
 
 
@@ -191,7 +193,9 @@ def _plain_size(path: Path) -> tuple[int, int]:
         raise InputError(f"not a readable image ({error})", path=path) from error
     if width * height > _LARGEST_PLAIN:
         raise InputError(
-            f"more than {_LARGEST_PLAIN / 1e9:g} billion pixels in a plain image", path=path, fix="convert it to a tiled TIFF"
+            f"more than {_LARGEST_PLAIN / 1e9:g} billion pixels in a plain image",
+            path=path,
+            fix="convert it to a tiled TIFF",
         )
     if mode not in {"RGB", "RGBA", "L", "P", "1"}:
         raise InputError(f"colour mode {mode} is not supported", path=path, fix="save it as 8-bit RGB")
@@ -229,7 +233,7 @@ def _open_wsi(path: Path) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return open_wsi(path, store=None, reader=reader).reader
+                return open_wsi(path, store=None, reader=reader).reader  # type: ignore[arg-type] # None: no store is made
         except Exception as error:  # each backend raises its own kinds
             reasons.append(" ".join(str(error).split())[:120] or type(error).__name__)
     raise InputError(f"no reader opens this image (OpenSlide: {reasons[0]}; TiffSlide: {reasons[1]})", path=path)

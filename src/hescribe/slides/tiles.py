@@ -158,7 +158,9 @@ def _patch_rows(path: Path, spots: list[str]) -> npt.NDArray[np.intp]:
             barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])]
             shape = file["img"].shape
     except (OSError, KeyError) as error:
-        raise InputError(f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords") from error
+        raise InputError(
+            f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords"
+        ) from error
     if len(shape) != 4 or shape[0] != len(barcodes) or shape[1] != shape[2]:
         raise InputError(f"img has shape {shape} for {len(barcodes)} barcodes", path=path)
     row = {b: i for i, b in enumerate(barcodes)}
@@ -176,7 +178,9 @@ def patch_barcodes(path: Path) -> set[str]:
         with h5py.File(path) as file:
             return {b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])}
     except (OSError, KeyError) as error:
-        raise InputError(f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords") from error
+        raise InputError(
+            f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords"
+        ) from error
 
 
 def resize(image: TileArray, size_px: TilePx) -> TileArray:

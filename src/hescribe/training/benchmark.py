@@ -176,7 +176,6 @@ def _score(held: HeldOut, section: Section, markers: Iterable[str], seed: int) -
     return score_section(
         held.prediction,
         section.adata,
-        patient_id=section.patient_id,
         training_stats=held.prediction.var,
         markers=markers,
         allow_same_patient=held.split.same_patient,

@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
     target_sum: TargetSum = Field(1e4, description="counts per spot after scaling, or 'median'")
     tile_um: float = Field(112.0, gt=0, description="side of a tile, µm")
     views: Literal[1, 4, 8] = Field(1, description="symmetries of a tile whose features are averaged")
-    fine_tune: bool = Field(False, description="train the encoder's weights too")
+    fine_tune: bool = Field(default=False, description="train the encoder's weights too")
     epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
     batch_size: int | None = Field(None, ge=2, description="default: the method's")
     learning_rate: float | None = Field(None, gt=0, description="default: the method's")

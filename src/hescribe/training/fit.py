@@ -28,8 +28,8 @@ from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, i
 from hescribe.io.store import write_atomically
 from hescribe.methods.base import ClosedForm, JointModel, MethodConfig, Optimisation, RegressionModel, Shapes
 from hescribe.reference import Reference
-from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
 from hescribe.training.config import TrainConfig
+from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
 from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.memory import keep_freed_memory
@@ -131,7 +131,7 @@ class Fitter:
         shapes = Shapes(self.encoder.width, int(panel.sum()), self.data.expression.shape[1])
         # Before the module is made, so that its first weights depend on the seed alone
         L.seed_everything(self.config.seed, workers=True, verbose=False)
-        tower = nn.Identity()
+        tower: nn.Module = nn.Identity()
         if self.config.fine_tune:
             tower = copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
             keep_freed_memory()
@@ -239,7 +239,10 @@ class Fitter:
             devices=1,
             max_epochs=epochs,
             precision="bf16-mixed" if self.config.precision == "bf16" else "32-true",
-            logger=[CSVLogger(folder, name="csv", version=""), TensorBoardLogger(folder, name="tensorboard", version="")],
+            logger=[
+                CSVLogger(folder, name="csv", version=""),
+                TensorBoardLogger(folder, name="tensorboard", version=""),
+            ],
             callbacks=callbacks,
             deterministic=True,
             enable_progress_bar=sys.stderr.isatty(),
@@ -280,4 +283,6 @@ def _read_history(path: Path) -> pd.DataFrame:
     names = [c for c in wide.columns if c.startswith(("train_", "validation_"))]
     long = wide.melt(id_vars="epoch", value_vars=names, value_name="value").dropna()
     parts = long["variable"].str.split("_", n=1, expand=True)
-    return pd.DataFrame({"epoch": long["epoch"].astype(int), "split": parts[0], "metric": parts[1], "value": long["value"]})
+    return pd.DataFrame(
+        {"epoch": long["epoch"].astype(int), "split": parts[0], "metric": parts[1], "value": long["value"]}
+    )

@@ -25,8 +25,8 @@ from hescribe.inference.trust import Novelty, Trust, fit_trust
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
-from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.fit import Fitted, Fitter, Rows
+from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
 from hescribe.types import Features, PerGene
 from hescribe.version import __version__

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import parse_settings, write_resolved
+from hescribe.cli.config import write_resolved
 
 
 def benchmark(
@@ -15,7 +15,9 @@ def benchmark(
     sections: o.Sections,
     output: o.Output,
     methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "ridge,bleep",
-    protocol: Annotated[str, typer.Option(help="leave-one-patient-out or leave-one-section-out.")] = "leave-one-patient-out",
+    protocol: Annotated[
+        str, typer.Option(help="leave-one-patient-out or leave-one-section-out.")
+    ] = "leave-one-patient-out",
     encoder: Annotated[str, typer.Option(help="The encoder all methods share.")] = "resnet50",
     genes: Annotated[str, typer.Option(help="Panel: hvg:N, all, or a file of genes.")] = "hvg:1000",
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,

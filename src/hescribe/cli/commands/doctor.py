@@ -56,7 +56,7 @@ def pair_problem(torch_version: str, vision_version: str, error: str) -> str:
 def _torchvision() -> Check:
     versions = metadata.version("torch"), metadata.version("torchvision")
     try:
-        importlib.import_module("torchvision.ops").nms
+        getattr(importlib.import_module("torchvision.ops"), "nms")  # noqa: B009 - registering the operator is the check
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
         return False, pair_problem(*versions, str(error))
     return True, f"torchvision {versions[1]} matches torch"

@@ -22,11 +22,11 @@ def evaluate(
     config: o.Config = None,
 ) -> None:
     """Score a bundle on sections it has not seen; write METRICS.json and tables beside it."""
+    from hescribe.encoders import resolve_device
     from hescribe.evaluation import markdown, method_table
     from hescribe.inference import load_bundle
     from hescribe.inference.evaluate import evaluate as evaluate_bundle
     from hescribe.inference.evaluate import write_evaluation
-    from hescribe.encoders import resolve_device
 
     trained = load_bundle(bundle)
     scores = evaluate_bundle(

@@ -21,8 +21,8 @@ def predict(
     config: o.Config = None,
 ) -> None:
     """Predict expression at the spots of sections: one DIR/<section_id>.zarr each."""
-    from hescribe.inference import load_bundle, predict_sections
     from hescribe.encoders import resolve_device
+    from hescribe.inference import load_bundle, predict_sections
 
     chosen = o.choose_sections(sections, only=only, without=without)
     trained = load_bundle(bundle)

@@ -32,7 +32,7 @@ def train(
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     only: o.Only = None,
     without: o.Without = None,
-    option: o.MethodSettings = [],  # noqa: B006 - typer copies it
+    option: o.MethodSettings = [],
     seed: o.Seed = 0,
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
@@ -54,4 +54,6 @@ def train(
     write_resolved(context, output)
     expected = bundle.genes["expected_pcc"]
     typer.echo(f"{output}: {bundle.method}, {len(bundle.genes):,} genes", nl=False)
-    typer.echo(f", {int((expected > 0.2).sum()):,} with an expected correlation above 0.2" if expected.notna().any() else "")
+    typer.echo(
+        f", {int((expected > 0.2).sum()):,} with an expected correlation above 0.2" if expected.notna().any() else ""
+    )

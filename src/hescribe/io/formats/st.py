@@ -10,9 +10,9 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
+from hescribe.io.formats.tables import need_columns, read_delimited
 from hescribe.io.manifest import ManifestRow
 from hescribe.io.schema import match_spots
-from hescribe.io.formats.tables import need_columns, read_delimited
 
 
 def read_st(row: ManifestRow) -> ad.AnnData:
@@ -28,13 +28,17 @@ def read_st(row: ManifestRow) -> ad.AnnData:
     """
     assert row.expression is not None  # noqa: S101 - readers are called for rows with expression
     if row.positions is None:
-        raise InputError("legacy ST needs a spot file", path=row.expression, fix="fill the manifest's column 'positions'")
+        raise InputError(
+            "legacy ST needs a spot file", path=row.expression, fix="fill the manifest's column 'positions'"
+        )
     table = read_delimited(row.expression, index=True)
     spots = read_delimited(row.positions)
     need_columns(spots, ["x", "y", "pixel_x", "pixel_y"], row.positions)
     if "selected" in spots:
         spots = spots[spots["selected"].astype(float) == 1]
-    spots = spots.set_index(spots["x"].round().astype(int).astype(str) + "x" + spots["y"].round().astype(int).astype(str))
+    spots = spots.set_index(
+        spots["x"].round().astype(int).astype(str) + "x" + spots["y"].round().astype(int).astype(str)
+    )
     table.index = table.index.astype(str)
     shared = match_spots(table.index, spots.index, row.expression, beside=row.positions)
     table, spots = table.loc[shared], spots.loc[shared]
@@ -44,7 +48,8 @@ def read_st(row: ManifestRow) -> ad.AnnData:
         raise InputError(f"counts are not all numbers ({error})", path=row.expression) from error
     matrix, var = tidy_genes(sparse.csr_matrix(values), list(table.columns))
     obs = pd.DataFrame(
-        {keys.ARRAY_ROW: spots["y"].to_numpy(float), keys.ARRAY_COL: spots["x"].to_numpy(float)}, index=shared.to_numpy()
+        {keys.ARRAY_ROW: spots["y"].to_numpy(float), keys.ARRAY_COL: spots["x"].to_numpy(float)},
+        index=shared.to_numpy(),
     )
     for axis, name in (("new_x", keys.ARRAY_COL), ("new_y", keys.ARRAY_ROW)):
         if axis in spots:  # refined on the image

@@ -13,9 +13,9 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
+from hescribe.io.formats.tables import need_columns, read_delimited
 from hescribe.io.manifest import ManifestRow
 from hescribe.io.schema import match_spots
-from hescribe.io.formats.tables import need_columns, read_delimited
 
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
@@ -35,7 +35,9 @@ def read_visium(row: ManifestRow) -> ad.AnnData:
     assert row.expression is not None  # noqa: S101 - readers are called for rows with expression
     folder = row.expression / "outs" if (row.expression / "outs").is_dir() else row.expression
     if not folder.is_dir():
-        raise InputError("not a folder of spaceranger", path=row.expression, fix="give the folder itself, or its 'outs'")
+        raise InputError(
+            "not a folder of spaceranger", path=row.expression, fix="give the folder itself, or its 'outs'"
+        )
     matrix, barcodes, features, source = _read_counts(folder)
     positions, file = _read_positions(folder / "spatial")
     shared = match_spots(barcodes, positions.index, source, beside=file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,7 @@ class Spots(Dataset):
         (n,) index of the section, sections in the order of ``images``.
     """
 
-    def __init__(
-        self, images: list[Images], expression: SparseExpression, section: npt.NDArray[np.intp]
-    ) -> None:
+    def __init__(self, images: list[Images], expression: SparseExpression, section: npt.NDArray[np.intp]) -> None:
         self._images = images
         self._expression = expression
         self._section = section
@@ -86,7 +85,7 @@ class SeededShuffle(Sampler[list[int]]):
             yield shuffled[i * self._size : (i + 1) * self._size].tolist()
 
 
-def whole(batch: Batch) -> Batch:
+def whole(batch: Any) -> Any:
     """The dataset already returns whole batches."""
     return batch
 

@@ -73,7 +73,8 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     tables = [s.adata for s in paired]
     measured = shared_genes(tables)
     logged = sparse.vstack(
-        [_columns(log_normalise(t.X, target_sum=config.target_sum), t.var_names, measured) for t in tables], format="csr"
+        [_columns(log_normalise(t.X, target_sum=config.target_sum), t.var_names, measured) for t in tables],
+        format="csr",
     )
     if logged.shape[0] < _FEWEST_SPOTS:
         raise InputError(f"only {logged.shape[0]} spots to learn from", fix=f"at least {_FEWEST_SPOTS} are needed")

@@ -36,7 +36,11 @@ def shared_genes(tables: Sequence[ad.AnnData]) -> list[str]:
 
 
 def choose_panel(
-    spec: str, expression: SparseExpression, sections: npt.NDArray[np.intp], genes: pd.Index, supported: npt.NDArray[np.bool_]
+    spec: str,
+    expression: SparseExpression,
+    sections: npt.NDArray[np.intp],
+    genes: pd.Index,
+    supported: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
     """The embedding's panel as a mask over ``genes``.
 

@@ -1,0 +1,194 @@
+"""What a map is drawn on: positions, the true size of a spot, the slide behind, the scale bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection, EllipseCollection
+from scipy.spatial import cKDTree
+
+from hescribe import keys
+from hescribe.errors import InputError
+from hescribe.plots.style import INK, NOTHING
+from hescribe.types import Centres, Level0Px, Microns, Mpp
+
+Shape: TypeAlias = Literal["circle", "square"]
+Thumbnail: TypeAlias = tuple[npt.NDArray[np.uint8], float]  #: (h, w, 3) RGB, and full-resolution pixels per pixel of it
+
+_SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
+_VECTOR_LIMIT = 3000  #: more spots are an image inside the SVG, which would else be tens of MB
+_MARGIN = 0.03  #: around the spots, of the longer side
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """Where the spots are and what lies beneath; lengths in full-resolution pixels.
+
+    Attributes
+    ----------
+    centres
+        (n, 2) x, y.
+    diameter_px
+        Diameter of a spot, or side of a square.
+    shape
+        Spots are circles, tiles of a grid squares.
+    mpp
+        µm per pixel; None where nobody says, and then there is no scale bar.
+    thumbnail
+        The slide and its downsampling.
+    """
+
+    centres: Centres
+    diameter_px: Level0Px
+    shape: Shape
+    mpp: Mpp | None
+    thumbnail: Thumbnail | None
+
+    def extent(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Corners (left, top), (right, bottom) around all spots."""
+        low, high = self.centres.min(axis=0), self.centres.max(axis=0)
+        side = max(float((high - low).max()), self.diameter_px, 1.0)
+        edge = self.diameter_px / 2 + (_MARGIN * side if self.diameter_px else 0.0)
+        low, high = low - edge, high + edge
+        # One row of spots would make a map of no height
+        thin = np.maximum(0.2 * side - (high - low), 0) / 2
+        return tuple(map(float, low - thin)), tuple(map(float, high + thin))  # type: ignore[return-value]
+
+
+def find_ground(
+    adata: ad.AnnData,
+    *,
+    thumbnail: Thumbnail | None = None,
+    mpp: Mpp | None = None,
+    spot_um: Microns | None = None,
+    shape: Shape | None = None,
+) -> Ground:
+    """Positions from ``obsm["spatial"]``; scale and size of a spot from what is given, said, or measured.
+
+    Raises
+    ------
+    InputError
+        No positions, or ``spot_um`` without any µm per pixel.
+    """
+    if keys.SPATIAL not in adata.obsm or not adata.n_obs:
+        raise InputError(f'no positions in obsm["{keys.SPATIAL}"]', fix="a map needs pixel centres x, y of the spots")
+    centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    if mpp is None:
+        said = adata.uns.get(keys.PROVENANCE, {}).get("mpp")
+        mpp = float(said) if said is not None and np.isfinite(said) else None
+    diameter = _stated_diameter(adata, spot_um, mpp)
+    if shape is None:
+        shape = "square" if diameter is None and is_square_grid(centres) else "circle"
+    if diameter is None:
+        diameter = pitch(centres) * (_SPOT_OF_PITCH if shape == "circle" else 1.0)
+    return Ground(centres, diameter, shape, mpp, thumbnail)
+
+
+def pitch(centres: Centres) -> Level0Px:
+    """Median distance to the nearest other spot; 1 for a single spot."""
+    if len(centres) < 2:
+        return 1.0
+    return float(np.median(cKDTree(centres).query(centres, k=[2])[0])) or 1.0
+
+
+def is_square_grid(centres: Centres) -> bool:
+    """Whether nearest neighbours stand straight beside or below: tiles of a grid, not spots of an array."""
+    if len(centres) < 9:
+        return False
+    distance, index = cKDTree(centres).query(centres, k=range(2, 6))
+    step = np.abs(centres[index] - centres[:, None])
+    near = distance < 1.2 * pitch(centres)
+    straight = step.min(axis=2) < 0.01 * pitch(centres)
+    return bool(near.any()) and float(straight[near].mean()) > 0.9
+
+
+def draw_slide(axes: Axes, ground: Ground, *, strength: float) -> None:
+    """The slide; ``strength`` 1 as it is, less is paler and greyer, so that the colours of the spots are read right."""
+    if ground.thumbnail is None:
+        return
+    image, downsampling = ground.thumbnail
+    height, width = image.shape[0] * downsampling, image.shape[1] * downsampling
+    shown: npt.NDArray[np.uint8] = image
+    if strength < 1:
+        grey = image.mean(axis=2, keepdims=True)
+        mixed = 255 - strength * (255 - (0.7 * grey + 0.3 * image))
+        shown = mixed.astype(np.uint8)
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.imshow(shown, extent=(0, width, height, 0), zorder=0, interpolation="antialiased")
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def draw_spots(
+    axes: Axes, ground: Ground, values: npt.NDArray[np.float64], *, limits: tuple[float, float], colours: str
+) -> Collection:
+    """Spots at true size, coloured by value; those without a value are grey."""
+    spots = _circles(axes, ground) if ground.shape == "circle" else _squares(ground)
+    spots.set_array(np.ma.masked_invalid(values))
+    spots.set_cmap(mpl.colormaps[colours].with_extremes(bad=NOTHING))
+    spots.set_clim(*limits)
+    spots.set_rasterized(len(values) > _VECTOR_LIMIT)
+    axes.add_collection(spots, autolim=False)
+    return spots
+
+
+def draw_scale_bar(axes: Axes, ground: Ground) -> None:
+    """A bar of a round number of µm in the lower left corner; none where the scale is not known."""
+    if not ground.mpp:
+        return
+    (left, _), (right, bottom) = ground.extent()
+    length_um = round_length((right - left) * ground.mpp / 4)
+    x, y = left + 0.03 * (right - left), bottom - 0.03 * (right - left)
+    end = x + length_um / ground.mpp
+    for width, colour in ((4.5, "white"), (2.2, INK)):  # a white rim keeps it legible over tissue
+        axes.plot([x, end], [y, y], color=colour, linewidth=width, solid_capstyle="butt", zorder=5)
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    label = axes.annotate(
+        text, ((x + end) / 2, y), (0, 4), textcoords="offset points", ha="center", fontsize=8, zorder=6
+    )
+    from matplotlib.patheffects import withStroke
+
+    label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def round_length(length: float) -> float:
+    """The largest of 1, 2, 5 × 10ⁿ not above ``length``."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(max(m * power for m in (1, 2, 5) if m * power <= length * (1 + 1e-9)))
+
+
+def _stated_diameter(adata: ad.AnnData, spot_um: Microns | None, mpp: Mpp | None) -> Level0Px | None:
+    if spot_um is not None:
+        if not mpp:
+            raise InputError("spot_um needs µm per pixel", fix="give mpp=")
+        return spot_um / mpp
+    for library in adata.uns.get(keys.SPATIAL, {}).values():
+        if diameter := library.get("scalefactors", {}).get("spot_diameter_fullres"):
+            return float(diameter)
+    return None
+
+
+def _circles(axes: Axes, ground: Ground) -> Collection:
+    size = np.full(len(ground.centres), ground.diameter_px)
+    return EllipseCollection(
+        size,
+        size,
+        np.zeros_like(size),
+        units="xy",
+        offsets=ground.centres,
+        offset_transform=axes.transData,
+        linewidths=0,
+    )
+
+
+def _squares(ground: Ground) -> Collection:
+    from matplotlib.collections import PolyCollection
+
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * ground.diameter_px / 2
+    # Without its own edge a square leaves a hairline to its neighbour
+    return PolyCollection(list(ground.centres[:, None] + corners), linewidths=0.2, edgecolors="face")
