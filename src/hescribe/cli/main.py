@@ -14,7 +14,7 @@ from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
 # typer carries a copy of click; this is its ClickException, the base of all errors of usage
-_UsageError = typer.BadParameter.__mro__[2]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="hescribe",
@@ -83,7 +83,7 @@ def run() -> None:
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.exit(0)  # the help has been shown
-        _fail(f"hescribe: error: {' '.join(error.format_message().split())} (see 'hescribe --help')")
+        _fail(f"hescribe: error: {' '.join(str(getattr(error, 'format_message', error.__str__)()).split())} (see 'hescribe --help')")
     except (KeyboardInterrupt, typer.Abort):
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder
@@ -23,6 +23,7 @@ from hescribe.inference.trust import Novelty, Trust
 from hescribe.io.store import write_atomically
 from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
+from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
 
 
@@ -202,7 +203,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
     config = method.config.model_validate(description["method_config"])
     encoder = _restore_encoder(description["encoder"], _part(tensors, "encoder"))
     shapes = Shapes(encoder.width, int(genes[keys.IN_PANEL].sum()), len(genes))
-    model = method.build(nn.Identity(), shapes, config)
+    model = method.build(Standardise(encoder.width), shapes, config)
     model.load_state_dict(_part(tensors, "model"), strict=True)
     reference = folder / keys.BUNDLE_REFERENCE
     trust = _part(tensors, "trust")

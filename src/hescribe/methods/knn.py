@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hescribe.errors import InputError
 from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Retrieval, Shapes
+from hescribe.methods.layers import Standardise
 from hescribe.types import Features, SparseExpression
 
 
@@ -29,18 +30,14 @@ class Knn(JointModel):
         Sizes.
     """
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, tower: nn.Module, shapes: Shapes) -> None:
         super().__init__()
         self.tower = tower
-        self.register_buffer("mean", torch.zeros(shapes.features))
-        self.register_buffer("scale", torch.ones(shapes.features))
+        self.standardise = Standardise(shapes.features)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Standardised features."""
-        return (self.tower(images) - self.mean) / self.scale
+        return self.standardise(self.tower(images))
 
     def embed_expression(self, expression: Tensor) -> Tensor:
         """There is no embedding of expression: keys are images."""
@@ -52,10 +49,7 @@ class Knn(JointModel):
 
     def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
         """Learn the features' mean and spread."""
-        scale = features.std(axis=0, dtype=np.float64)
-        scale[scale < 1e-8] = 1.0
-        self.mean.copy_(torch.from_numpy(features.mean(axis=0, dtype=np.float64).astype(np.float32)))
-        self.scale.copy_(torch.from_numpy(scale.astype(np.float32)))
+        self.standardise.learn(torch.from_numpy(features).double())
 
 
 KNN = Method(

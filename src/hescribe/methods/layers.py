@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Standardise(nn.Module):
+    """Frozen features to zero mean and unit spread over the training spots; the tower of a model without images.
+
+    Encoders' features have very different scales, and a projection head on raw ones needs several times as many
+    epochs. As made it changes nothing.
+
+    Parameters
+    ----------
+    width
+        Length of a feature vector.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def learn(self, features: Tensor) -> None:
+        """Take mean and spread of (n, width) features; a constant feature keeps its scale."""
+        spread = features.std(dim=0, unbiased=False)
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, width) → (n, width)."""
+        return (features - self.mean) / self.scale
 
 
 class ProjectionHead(nn.Module):

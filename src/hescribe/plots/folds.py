@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hescribe.errors import InputError
 from hescribe.plots.genes import SET_NAMES
@@ -61,7 +62,7 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame) -> None:
         marker = "o" if len(mean) < 3 else None
         axes.plot(mean.index, mean, color=colour, lw=1.8, marker=marker, markersize=4, label=label)
     axes.set_xlabel("Epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_grid(axes, "y")
 
 
@@ -107,7 +108,7 @@ def method_comparison(table: pd.DataFrame, *, sets: tuple[str, ...] = ("all", "h
     first = table[table["set"] == shown[0]]
     methods = list(first.sort_values("pcc")["method"]) + sorted(set(table["method"]) - set(first["method"]))
     figure = Figure(figsize=(1.2 + 2.5 * len(shown), 0.9 + 0.32 * len(methods)), layout="constrained")
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharey=True)))
+    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharex=True, sharey=True)))
     for where, name in zip(axes, shown, strict=True):
         rows = table[table["set"] == name].set_index("method").reindex(methods)
         _draw_methods(where, rows)
@@ -130,7 +131,7 @@ def _draw_methods(axes: Axes, rows: pd.DataFrame) -> None:
         axes.annotate("ceiling", (ceiling, 0), (-3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
                       ha="right", fontsize=7.5, color=CEILING)  # fmt: skip
     axes.axvline(0, color=MUTED, lw=0.8)
-    axes.set_xlabel("PCC (95 % interval)")
+    axes.set_xlabel("PCC (95% interval)")
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

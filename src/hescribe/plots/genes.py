@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import anndata as ad
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +13,18 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from hescribe.errors import InputError
+from hescribe.metrics.gene_blocks import Matrix
 from hescribe.metrics.gene_sets import gene_moments, top_genes
 from hescribe.metrics.structure import gene_correlations, gene_gene_preservation
-from hescribe.plots.style import CEILING, INK, MUTED, PREDICTED, styled
+from hescribe.plots.style import CEILING, INK, MUTED, PREDICTED, plain_numbers, signed, styled
 
 #: flag of a per-gene table → what a reader is told
 SET_NAMES = {
     "all": "All genes",
     "panel": "Training panel",
-    "detected10": "Detected in ≥ 10 % of spots",
-    "hvg50": "50 most variable (HVG-50)",
-    "heg50": "50 highest expressed (HEG-50)",
+    "detected10": "Detected in ≥ 10% of spots",
+    "hvg50": "HVG-50, most variable",
+    "heg50": "HEG-50, highest expressed",
     "hvg50_train": "HVG-50 of training sections",
     "heg50_train": "HEG-50 of training sections",
     "marker": "Named markers",
@@ -57,38 +60,38 @@ def pcc_distribution(
         raise InputError("no gene has a correlation", fix="give a table with a column 'pcc' or 'expected_pcc'")
     columns = [c for c in (value, "ceiling") if c in per_gene and per_gene[c].notna().any()]
     low = min(-0.2, float(np.floor(per_gene[columns].min().min() / _BIN) * _BIN))
-    bins = np.arange(low, 1 + _BIN, _BIN)
+    bins = [float(b) for b in np.arange(low, 1 + _BIN, _BIN)]
     figure = Figure(figsize=(6.4, 0.7 + 1.15 * len(shown)), layout="constrained")
     axes = np.atleast_1d(np.asarray(figure.subplots(len(shown), 1, sharex=True)))
     for where, name in zip(axes, shown, strict=True):
         rows = per_gene if name == "all" else per_gene[per_gene[name].astype(bool)]
         _draw_distribution(where, rows[columns], bins, SET_NAMES.get(name, name))
-    axes[0].legend(loc="upper left", ncols=2, handlelength=1.2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, handlelength=1.4)
     axes[-1].set(xlabel="Correlation across spots (PCC)", xlim=(low, 1.0))
     return figure
 
 
-def _draw_distribution(axes: Axes, columns: pd.DataFrame, bins: npt.NDArray[np.float64], name: str) -> None:
+def _draw_distribution(axes: Axes, columns: pd.DataFrame, bins: list[float], name: str) -> None:
     for column in columns:
         values = columns[column].dropna().to_numpy(dtype=np.float64)
         if not len(values):
             continue
-        label, colour = _KINDS[column]
+        label, colour = _KINDS[str(column)]
         share = np.full(len(values), 1 / len(values))
         filled = column != "ceiling"
-        style = "stepfilled" if filled else "step"
+        style: Literal["stepfilled", "step"] = "stepfilled" if filled else "step"
         axes.hist(
             values, bins, weights=share, histtype=style, color=colour, alpha=0.45 if filled else 1, lw=1.3, label=label
         )
         median = float(np.median(values))
         axes.axvline(median, color=colour, lw=1.2, ls="-" if filled else (0, (3, 2)))
         axes.annotate(
-            f"{median:.2f}", (median, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            signed(median), (median, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
             va="top", fontsize=8, color=colour,
         )  # fmt: skip
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"{name}  ({len(columns):,})", fontsize=9)
+    axes.set_title(f"{name} · {len(columns):,} genes", fontsize=9)
     axes.margins(y=0.25)
 
 
@@ -107,6 +110,8 @@ def mean_and_variance(measured: ad.AnnData, predicted: ad.AnnData) -> Figure:
         known = (x > 0) & (y > 0)
         axes.scatter(x[known], y[known], s=4, color=PREDICTED, alpha=0.3, linewidths=0, rasterized=True)
         axes.set(xscale="log", yscale="log", xlabel=f"Measured {name}", ylabel=f"Predicted {name}")
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_numbers(axis)
         axes.set_title(f"{name.capitalize()} of each gene", fontsize=9)
         if known.any():
             ends = (min(x[known].min(), np.percentile(y[known], 0.5)), max(x[known].max(), y[known].max()))
@@ -150,7 +155,7 @@ def gene_gene_correlation(measured: ad.AnnData, predicted: ad.AnnData, *, n_gene
     axes[0].set_yticks(range(len(order)), list(chosen[order]), fontsize=min(8.0, 270 / len(order)))
     axes[0].tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[-1, -0.5, 0, 0.5, 1])
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("Correlation of two genes across spots", color=MUTED)
     kept = gene_gene_preservation(guess, truth)[0]
     if np.isfinite(kept):
@@ -166,6 +171,7 @@ def _shared(measured: ad.AnnData, predicted: ad.AnnData) -> tuple[pd.Index, pd.I
     return spots, genes
 
 
-def _matrix(table: ad.AnnData, spots: pd.Index, genes: pd.Index) -> npt.NDArray[np.float64]:
-    values = table[spots, genes].X
-    return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
+def _matrix(table: ad.AnnData, spots: pd.Index, genes: pd.Index) -> Matrix:
+    """As it is stored: all genes as float64 would be gigabytes."""
+    values: Matrix = table[spots, genes].X
+    return values

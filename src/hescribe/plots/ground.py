@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from hescribe import keys
@@ -23,6 +24,7 @@ Thumbnail: TypeAlias = tuple[npt.NDArray[np.uint8], float]  #: (h, w, 3) RGB, an
 
 _SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
 _VECTOR_LIMIT = 3000  #: more spots are an image inside the SVG, which would else be tens of MB
+_PALE_PX = 700  #: a pale slide needs no detail
 _MARGIN = 0.03  #: around the spots, of the longer side
 
 
@@ -108,20 +110,31 @@ def is_square_grid(centres: Centres) -> bool:
     return bool(near.any()) and float(straight[near].mean()) > 0.9
 
 
-def draw_slide(axes: Axes, ground: Ground, *, strength: float) -> None:
-    """The slide; ``strength`` 1 as it is, less is paler and greyer, so that the colours of the spots are read right."""
+def draw_slide(axes: Axes, ground: Ground, *, pale: bool) -> None:
+    """The slide within the axes' limits; pale and grey, so that the colours of spots on it are read right."""
     if ground.thumbnail is None:
         return
     image, downsampling = ground.thumbnail
-    height, width = image.shape[0] * downsampling, image.shape[1] * downsampling
-    shown: npt.NDArray[np.uint8] = image
-    if strength < 1:
-        grey = image.mean(axis=2, keepdims=True)
-        mixed = 255 - strength * (255 - (0.7 * grey + 0.3 * image))
-        shown = mixed.astype(np.uint8)
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.imshow(shown, extent=(0, width, height, 0), zorder=0, interpolation="antialiased")
+    # Only what is seen: an SVG would else carry the whole slide
+    size = np.array([image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(np.array([min(limits[0]), min(limits[1])]) / downsampling), 0, size).astype(int)
+    high = np.clip(np.ceil(np.array([max(limits[0]), max(limits[1])]) / downsampling), 0, size).astype(int)
+    seen = image[low[1] : high[1], low[0] : high[0], :3]
+    if not seen.size:
+        return
+    (left, top), (right, bottom) = low * downsampling, high * downsampling
+    shown = _paled(seen) if pale else seen
+    axes.imshow(
+        shown, cmap="gray", vmin=0, vmax=255, extent=(left, right, bottom, top), zorder=0, interpolation="antialiased"
+    )
     axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _paled(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    small = Image.fromarray(image)
+    small.thumbnail((_PALE_PX, _PALE_PX))
+    return (255 - 0.38 * (255 - np.asarray(small.convert("L"), dtype=np.float64))).astype(np.uint8)
 
 
 def draw_spots(

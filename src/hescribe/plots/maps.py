@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from hescribe.errors import InputError
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.plots.ground import Ground, Shape, Thumbnail, draw_scale_bar, draw_slide, draw_spots, find_ground
-from hescribe.plots.style import EXPRESSION_COLOURS, INK, MUTED, styled
+from hescribe.plots.style import EXPRESSION_COLOURS, INK, MUTED, signed, styled
 from hescribe.types import Microns, Mpp
 
-_PANEL = 3.6  #: inches, the longer side of a map
+_PANEL, _SINGLE = 2.8, 4.2  #: inches, the longer side of a map beside another, and alone
 _UNIT = "log1p of counts per 10,000"
 
 Values = npt.NDArray[np.float64]  #: (n,) one a spot
@@ -97,7 +97,9 @@ def gene_map(
     values = gene_values(adata, gene)
     ground = find_ground(adata, thumbnail=thumbnail, mpp=mpp, spot_um=spot_um, shape=shape)
     limits = colour_range(values, percentiles)
-    return _one(ground, values, limits=limits, colours=EXPRESSION_COLOURS, label=_UNIT, title=title or gene)
+    return _one(
+        ground, values, limits=limits, colours=EXPRESSION_COLOURS, label=_UNIT, title=gene if title is None else title
+    )
 
 
 @styled
@@ -128,7 +130,12 @@ def obs_map(
     values = adata.obs[column].to_numpy(dtype=np.float64)
     ground = find_ground(adata, thumbnail=thumbnail, mpp=mpp, spot_um=spot_um, shape=shape)
     return _one(
-        ground, values, limits=limits or colour_range(values), colours=colours, label=label, title=title or column
+        ground,
+        values,
+        limits=limits or colour_range(values),
+        colours=colours,
+        label=label,
+        title=column if title is None else title,
     )
 
 
@@ -173,12 +180,13 @@ def measured_and_predicted(
     ranges = [colour_range(np.concatenate(pair) if common_scale else values, percentiles) for values in pair]
     figure, axes = _panels(ground, 2)
     for where, name, values, limits in zip(axes, ("Measured", "Predicted"), pair, ranges, strict=True):
+        draw_slide(where, ground, pale=True)
         spots = draw_spots(where, ground, values, limits=limits, colours=EXPRESSION_COLOURS)
         where.set_title(name, fontweight="normal", color=MUTED, fontsize=9)
         if not common_scale or name == "Predicted":
             _colour_bar(figure, spots, axes if common_scale else where, _UNIT)
     draw_scale_bar(axes[0], ground)
-    stated = f"PCC {pcc:.2f}" if np.isfinite(pcc) else "PCC not defined: constant in the measurement"
+    stated = f"PCC {signed(pcc)}" if np.isfinite(pcc) else "PCC not defined: constant in the measurement"
     figure.suptitle(f"{gene}   {stated}", x=0.01, ha="left")
     return figure
 
@@ -199,8 +207,8 @@ def slide_map(thumbnail: Thumbnail, *, mpp: Mpp | None = None, centres: npt.Arra
     image, downsampling = thumbnail
     extent = np.array([[0.0, 0.0], [image.shape[1], image.shape[0]]]) * downsampling
     ground = Ground(centres=extent, diameter_px=0.0, shape="circle", mpp=mpp, thumbnail=thumbnail)
-    figure, (axes,) = _panels(ground, 1, side=5.0)
-    draw_slide(axes, ground, strength=1.0)
+    figure, (axes,) = _panels(ground, 1)
+    draw_slide(axes, ground, pale=False)
     if centres is not None:
         axes.plot(*np.asarray(centres, dtype=np.float64).T, ".", color=INK, markersize=1.5, alpha=0.5)
     draw_scale_bar(axes, ground)
@@ -209,30 +217,32 @@ def slide_map(thumbnail: Thumbnail, *, mpp: Mpp | None = None, centres: npt.Arra
 
 def _one(ground: Ground, values: Values, *, limits: Range, colours: str, label: str, title: str) -> Figure:
     figure, (axes,) = _panels(ground, 1)
+    draw_slide(axes, ground, pale=True)
     spots = draw_spots(axes, ground, values, limits=limits, colours=colours)
     draw_scale_bar(axes, ground)
     _colour_bar(figure, spots, axes, label)
-    axes.set_title(title)
+    if title:
+        axes.set_title(title)
     return figure
 
 
-def _panels(ground: Ground, n: int, *, side: float = _PANEL) -> tuple[Figure, list[Axes]]:
+def _panels(ground: Ground, n: int) -> tuple[Figure, list[Axes]]:
     """Axes for ``n`` maps, y down, all of the ground's extent and proportions."""
     (left, top), (right, bottom) = ground.extent()
     share = (right - left) / (bottom - top)
+    side = _SINGLE if n == 1 else _PANEL
     width, height = (side, side / share) if share > 1 else (side * share, side)
     figure = Figure(figsize=(n * (width + 0.75), height + 0.75), layout="compressed")
     axes = list(np.atleast_1d(np.asarray(figure.subplots(1, n))))
     for each in axes:
         each.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
         each.spines[:].set_visible(False)
-        draw_slide(each, ground, strength=0.45)
     return figure, axes
 
 
 def _colour_bar(figure: Figure, spots: Collection, axes: Any, label: str) -> None:
-    bar = figure.colorbar(spots, ax=axes, fraction=0.035, pad=0.02, aspect=28)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = figure.colorbar(spots, ax=axes, fraction=0.04, pad=0.02, aspect=25)
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, width=0.5, labelsize=7.5)
     bar.locator = _few_ticks()
     bar.set_label(label, fontsize=7.5, color=MUTED)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK = "#1f2933"  #: text
 MUTED = "#5b6675"  #: axes and remarks
@@ -26,7 +29,7 @@ EXPRESSION_COLOURS = "viridis"
 NOVELTY_COLOURS = "YlOrBr"  #: pale is familiar, dark is new
 
 _FONTS = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans")
-_DPI = 200
+DPI = 200  #: of figures written as PNG
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,7 +59,7 @@ def _settings() -> dict[str, Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.facecolor": "white",
-        "axes.prop_cycle": mpl.cycler(color=CYCLE),
+        "axes.prop_cycle": cycler(color=CYCLE),
         "figure.facecolor": "white",
         "figure.titlesize": 11,
         "figure.titleweight": "bold",
@@ -80,10 +83,21 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(_settings()):
+        with mpl.rc_context(_settings()):  # type: ignore[arg-type]
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def signed(value: float) -> str:
+    """Two decimals, with a minus sign as long as a plus."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Ticks of a logarithmic axis as 0.01, 0.1, 1: powers would need the formulas that are switched off."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def add_grid(axes: Axes, which: str) -> None:
@@ -93,9 +107,11 @@ def add_grid(axes: Axes, which: str) -> None:
 
 
 @styled
-def save_figure(figure: Figure, path: str | Path, *, dpi: int = _DPI) -> Path:
+def save_figure(figure: Figure, path: str | Path, *, dpi: int = DPI) -> Path:
     """Write a figure as PNG, SVG or PDF, by the ending of ``path``; equal figures give equal files."""
     target = Path(path)
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
-    figure.savefig(target, dpi=dpi, metadata=metadata.get(target.suffix), facecolor="white")
+    figure.savefig(
+        target, dpi=dpi, metadata=metadata.get(target.suffix), facecolor="white", bbox_inches="tight", pad_inches=0.06
+    )
     return target

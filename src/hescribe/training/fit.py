@@ -27,6 +27,7 @@ from hescribe.errors import HescribeError
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
 from hescribe.io.store import write_atomically
 from hescribe.methods.base import ClosedForm, JointModel, MethodConfig, Optimisation, RegressionModel, Shapes
+from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
@@ -131,17 +132,22 @@ class Fitter:
         shapes = Shapes(self.encoder.width, int(panel.sum()), self.data.expression.shape[1])
         # Before the module is made, so that its first weights depend on the seed alone
         L.seed_everything(self.config.seed, workers=True, verbose=False)
-        tower: nn.Module = nn.Identity()
-        if self.config.fine_tune:
-            tower = copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
-            keep_freed_memory()
-        model = method.build(tower, shapes, self.method_config)
+        model = method.build(self._tower(), shapes, self.method_config)
         expression = self._expression(rows, panel)
         if isinstance(model, ClosedForm):
             model.solve(self.features(self.encoder)[rows], expression[rows], self.data.section[rows])
             return self._finish(model, expression, rows, panel, (0, _no_history()))
+        if isinstance(model.tower, Standardise):
+            model.tower.learn(torch.from_numpy(self.features(self.encoder)[rows]).double())
         history, best = self._descend(model, expression[:, panel], (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, expression, rows, panel, (best, history))
+
+    def _tower(self) -> nn.Module:
+        """What turns a batch's images into features: the encoder, or nothing but scaling where it is frozen."""
+        if not self.config.fine_tune:
+            return Standardise(self.encoder.width)
+        keep_freed_memory()
+        return copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
 
     def _expression(self, rows: Rows, panel: npt.NDArray[np.bool_]) -> SparseExpression:
         if not getattr(self.method_config, "harmony", False):
@@ -160,7 +166,7 @@ class Fitter:
         encoder = self.encoder
         if self.config.fine_tune:
             encoder = encoder.with_module(model.tower)  # type: ignore[arg-type]
-            model.tower = nn.Identity()
+            model.tower = Standardise(encoder.width)
         features = self.features(encoder)[rows]
         best, history = outcome
         reference = None

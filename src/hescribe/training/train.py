@@ -20,7 +20,7 @@ from hescribe import keys
 from hescribe.encoders import load_encoder, resolve_device
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import inner_splits
-from hescribe.inference.bundle import Bundle
+from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.trust import Novelty, Trust, fit_trust
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
@@ -50,7 +50,7 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     Returns
     -------
     Bundle
-        As written.
+        As read back from what was written.
 
     Raises
     ------
@@ -74,11 +74,10 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     log.info("fitting on all %d spots%s", len(data.section), f" for {epochs} epochs" if epochs else "")
     everything = np.arange(len(data.section))
     final = fitter.fit(everything, everything[:0], panel=data.panel, folder=run / "final", epochs=epochs or None)
-    bundle = _bundle(fitter, final, folds)
-    bundle.save(output)
+    _bundle(fitter, final, folds).save(output)
     for checkpoints in run.glob("*/checkpoints"):
         shutil.rmtree(checkpoints, ignore_errors=True)
-    return bundle
+    return load_bundle(output)
 
 
 @dataclass(frozen=True)

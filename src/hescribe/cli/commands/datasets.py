@@ -28,4 +28,4 @@ def fetch(
     """Download a data set (or make the synthetic one) and print where it is."""
     from hescribe.datasets import fetch as fetch_dataset
 
-    typer.echo(str(fetch_dataset(name, output)))
+    typer.echo(str(fetch_dataset(name, output, seed=seed)))

@@ -1,0 +1,118 @@
+"""What every method promises; the subjects are discovered in the table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import sparse
+from torch import nn
+
+from hescribe.methods import METHODS
+from hescribe.methods.base import Batch, ClosedForm, JointModel, Method, RegressionModel, Shapes
+
+N, D, PANEL, G = 60, 12, 8, 15
+
+
+def data(seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, np.ndarray]:
+    """Features that decide expression."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(N, D)).astype("f")
+    expression = np.maximum(features @ rng.normal(size=(D, G)) + 2, 0).astype("f")
+    return features, sparse.csr_matrix(expression), np.arange(N) // 20
+
+
+def built(method: Method, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return method.build(nn.Identity(), Shapes(D, PANEL, G), method.config())
+
+
+def fitted(method: Method, seed: int = 0) -> nn.Module:
+    features, expression, groups = data()
+    model = built(method, seed)
+    if isinstance(model, ClosedForm):
+        model.solve(features, expression, groups)
+        return model.eval()
+    batch = Batch(
+        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(groups)
+    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(30):
+        optimiser.zero_grad()
+        sum(model.losses(batch).values()).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def output(model: nn.Module) -> np.ndarray:
+    x = torch.from_numpy(data(1)[0])
+    with torch.inference_mode():
+        return (model.embed_images(x) if isinstance(model, JointModel) else model.predict_expression(x)).numpy()
+
+
+@pytest.fixture(params=METHODS.values(), ids=METHODS.keys())
+def method(request: pytest.FixtureRequest) -> Method:
+    return request.param
+
+
+def test_the_row_is_complete(method: Method) -> None:
+    assert METHODS[method.name] is method
+    assert method.summary
+    assert method.source
+
+
+def test_settings_are_frozen_and_unknown_ones_refused(method: Method) -> None:
+    config = method.config()
+    with pytest.raises(ValidationError):
+        method.config(nonsense=1)
+    for name in type(config).model_fields:
+        with pytest.raises(ValidationError):
+            setattr(config, name, None)
+
+
+def test_it_is_of_one_kind(method: Method) -> None:
+    model = built(method)
+    assert isinstance(model, JointModel) != isinstance(model, RegressionModel)
+    assert isinstance(model.tower, nn.Identity)
+
+
+def test_losses_fall(method: Method) -> None:
+    model = built(method)
+    if isinstance(model, ClosedForm):
+        pytest.skip("solved, not trained")
+    features, expression, groups = data()
+    batch = Batch(
+        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(groups)
+    )
+    before = {k: float(v.detach()) for k, v in model.eval().losses(batch).items()}
+    after = {k: float(v.detach()) for k, v in fitted(method).losses(batch).items()}
+    assert sum(after.values()) < sum(before.values())
+
+
+def test_outputs_are_finite_and_of_the_right_shape(method: Method) -> None:
+    model = fitted(method)
+    out = output(model)
+    assert out.shape[0] == N
+    assert np.isfinite(out).all()
+    if isinstance(model, RegressionModel):
+        assert out.shape[1] == G
+        assert (out >= 0).all()
+
+
+def test_same_seed_same_result(method: Method) -> None:
+    np.testing.assert_array_equal(output(fitted(method)), output(fitted(method)))
+
+
+def test_weights_are_the_whole_state(method: Method) -> None:
+    model, fresh = fitted(method), built(method, seed=9)
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    np.testing.assert_array_equal(output(model), output(fresh.eval()))
+
+
+def test_rows_do_not_depend_on_their_neighbours_in_a_batch(method: Method) -> None:
+    model = fitted(method)
+    x = torch.from_numpy(data(1)[0])
+    f = model.embed_images if isinstance(model, JointModel) else model.predict_expression
+    with torch.inference_mode():
+        torch.testing.assert_close(f(x)[:7], f(x[:7]), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,222 @@
+"""Sections → bundle → predictions → figures, on synthetic tissue whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from hescribe import keys
+from hescribe.errors import BundleError, LeakageError
+from hescribe.evaluation import score_section
+from hescribe.inference import Bundle, load_bundle, predict_section, predict_sections, read_prediction
+from hescribe.inference.evaluate import evaluate, write_evaluation
+from hescribe.methods import METHODS
+from hescribe.sections import Section
+from hescribe.training import train
+from tests.e2e.conftest import settings
+
+Fitted = tuple[Bundle, Path]
+
+
+def heg50(scores: list) -> float:
+    return float(scores[0].summary.at["heg50", "pcc"])
+
+
+def test_ridge_reads_planted_expression_off_an_unseen_patient(ridge: Fitted, sections: list[Section]) -> None:
+    scores = evaluate(ridge[0], sections[2:], seed=0)
+    assert heg50(scores) > 0.25
+    assert scores[0].summary.at["heg50", "ceiling"] > heg50(scores)
+
+
+def test_bleep_learns_too(bleep: Fitted, sections: list[Section]) -> None:
+    assert heg50(evaluate(bleep[0], sections[2:], seed=0)) > 0.2
+
+
+def test_nothing_is_learned_from_shuffled_spots(sections: list[Section], tmp_path: Path) -> None:
+    """The same pipeline on expression dealt out to spots at random: what it finds above is not an artefact."""
+    shuffled = []
+    for section in sections[:2]:
+        twin = Section(section.row)
+        order = np.random.default_rng(0).permutation(section.adata.n_obs)
+        counts = section.adata.copy()
+        counts.X = section.adata.X[order]
+        twin.__dict__["adata"] = counts
+        shuffled.append(twin)
+    bundle = train(shuffled, settings("ridge"), output=tmp_path / "bundle")
+    assert abs(heg50(evaluate(bundle, sections[2:], seed=0))) < 0.25
+    assert np.nanmean(bundle.genes[keys.EXPECTED_PCC]) < 0.1
+
+
+def test_a_prediction_is_as_the_contract_says(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    (path,) = predict_sections(ridge[0], sections[2:], tmp_path)
+    assert path == tmp_path / f"{sections[2].section_id}.zarr"
+    prediction = read_prediction(path)
+    assert prediction.X.dtype == np.float32
+    assert list(prediction.obs_names) == list(sections[2].adata.obs_names)
+    np.testing.assert_array_equal(prediction.obsm[keys.SPATIAL], sections[2].adata.obsm[keys.SPATIAL])
+    assert {keys.EXPECTED_PCC, keys.INTERVAL} <= set(prediction.var)
+    assert {keys.NOVELTY, keys.INTERVAL_SCALE} <= set(prediction.obs)
+    assert prediction.obs[keys.NOVELTY].between(0, 100).all()
+    assert (prediction.var[keys.INTERVAL] >= 0).all()
+    told = prediction.uns[keys.PROVENANCE]
+    assert told["bundle"] == load_bundle(ridge[1]).hash
+    assert told["encoder"] == "stain"
+    assert told["method"] == "ridge"
+    assert told["mpp"] == pytest.approx(1.0)
+    # The whole transcriptome the training sections support, not only the panel
+    assert prediction.n_vars > prediction.var[keys.IN_PANEL].sum()
+
+
+def test_intervals_cover_about_ninety_per_cent(ridge: Fitted, sections: list[Section]) -> None:
+    scores = evaluate(ridge[0], sections[2:], seed=0)
+    assert 0.75 < scores[0].summary.at["all", "coverage"] < 0.99
+
+
+def test_a_bundle_holds_only_harmless_files(bleep: Fitted) -> None:
+    files = {p.name for p in bleep[1].iterdir()}
+    assert files == {
+        "config.json",
+        "weights.safetensors",
+        "reference.zarr",
+        "genes.parquet",
+        "README.md",
+        "history.csv",
+    }
+    assert not [p for p in bleep[1].rglob("*") if p.suffix in {".pkl", ".pt", ".ckpt", ".pickle"}]
+
+
+@pytest.mark.parametrize("kind", ["ridge", "bleep"])
+def test_a_loaded_bundle_predicts_bit_for_bit(
+    kind: str, request: pytest.FixtureRequest, sections: list[Section], tmp_path: Path
+) -> None:
+    """On a copy elsewhere, in a new process, with an empty cache."""
+    bundle, path = request.getfixturevalue(kind)
+    here = predict_section(bundle, sections[2], use_cache=False)
+    shutil.copytree(path, tmp_path / "elsewhere")
+    code = (
+        "import sys; from hescribe.inference import load_bundle, predict_sections; "
+        "from hescribe.sections import read_sections; "
+        "s = [s for s in read_sections(sys.argv[2]) if s.section_id == sys.argv[3]]; "
+        "predict_sections(load_bundle(sys.argv[1]), s, sys.argv[4])"
+    )
+    manifest = sections[2].image.parents[1] / "sections.csv"  # type: ignore[union-attr]
+    arguments = [tmp_path / "elsewhere", manifest, sections[2].section_id, tmp_path / "out"]
+    environment = {**os.environ, "HESCRIBE_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, env=environment)
+    there = read_prediction(tmp_path / "out" / f"{sections[2].section_id}.zarr")
+    np.testing.assert_array_equal(there.X, here.X)
+    np.testing.assert_array_equal(there.obs[keys.NOVELTY], here.obs[keys.NOVELTY])
+
+
+def test_same_seed_same_bundle(bleep: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    again = train(sections[:2], settings("bleep", epochs=30), output=tmp_path / "again")
+    np.testing.assert_array_equal(predict_section(again, sections[2]).X, predict_section(bleep[0], sections[2]).X)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_goes_the_whole_way(name: str, sections: list[Section], tmp_path: Path) -> None:
+    short = {"epochs": 2} if name not in {"ridge", "mean", "knn"} else {}
+    bundle = train(sections[:2], settings(name, inner_folds=0, **short), output=tmp_path / "b")
+    prediction = predict_section(load_bundle(tmp_path / "b"), sections[2])
+    np.testing.assert_array_equal(prediction.X, predict_section(bundle, sections[2]).X)
+    assert np.isnan(prediction.var[keys.EXPECTED_PCC]).all()  # nothing was left out, so nothing is claimed
+
+
+def test_the_mean_scores_zero(sections: list[Section], tmp_path: Path) -> None:
+    bundle = train(sections[:2], settings("mean", inner_folds=0), output=tmp_path / "b")
+    assert heg50(evaluate(bundle, sections[2:], seed=0)) == 0.0
+
+
+def test_leaks_are_refused(ridge: Fitted, sections: list[Section]) -> None:
+    with pytest.raises(LeakageError, match="has learned from section"):
+        evaluate(ridge[0], sections[:1])
+    twin = Section(sections[2].row.__class__(**{**sections[2].row.__dict__, "patient_id": " p1 "}))
+    with pytest.raises(LeakageError, match="has learned from patient"):
+        evaluate(ridge[0], [twin])
+    assert evaluate(ridge[0], [twin], allow_same_patient=True)[0].same_patient
+
+
+def test_a_prediction_of_a_training_section_cannot_be_scored(ridge: Fitted, sections: list[Section]) -> None:
+    prediction = predict_section(ridge[0], sections[0])
+    assert prediction.uns[keys.PROVENANCE]["seen_in_training"]
+    with pytest.raises(LeakageError):
+        score_section(prediction, sections[0].adata, allow_same_patient=True)
+
+
+def test_metrics_are_written_whole(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    scores = evaluate(ridge[0], sections[2:], markers=["ERBB2"], seed=0)
+    path = write_evaluation(scores, ridge[0], tmp_path / "metrics.json")
+    told = json.loads(path.read_text())
+    assert told["sections"][0]["sets"]["heg50"]["pcc"] == pytest.approx(heg50(scores))
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.json", "metrics.csv", "metrics.md", "metrics.genes.csv"}
+
+
+def test_an_interrupted_run_continues_to_the_same_result(
+    bleep: Fitted, sections: list[Section], tmp_path: Path
+) -> None:
+    """Stopped after some epochs of the first fold, as by a crash; the second start goes on from the checkpoint."""
+    code = (
+        "import sys; from tests.e2e.conftest import settings; from hescribe.sections import read_sections; "
+        "import hescribe.training.module as m; from hescribe.training import train; import os\n"
+        "old = m.Training.training_step\n"
+        "def step(self, batch, index):\n"
+        "    if self.current_epoch == 12: os._exit(9)\n"
+        "    return old(self, batch, index)\n"
+        "m.Training.training_step = step\n"
+        "train(read_sections(sys.argv[1])[:2], settings('bleep', epochs=30), output=sys.argv[2])"
+    )
+    manifest = sections[0].image.parents[1] / "sections.csv"  # type: ignore[union-attr]
+    run = [sys.executable, "-c", code, str(manifest), str(tmp_path / "b")]
+    assert subprocess.run(run, check=False, cwd=Path(__file__).parents[2]).returncode == 9
+    assert not (tmp_path / "b").exists()
+    assert (tmp_path / "b.run" / "fold-0" / "checkpoints" / "last.ckpt").exists()
+    resumed = train(sections[:2], settings("bleep", epochs=30), output=tmp_path / "b")
+    np.testing.assert_array_equal(predict_section(resumed, sections[2]).X, predict_section(bleep[0], sections[2]).X)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda p: (p / "weights.safetensors").write_bytes((p / "weights.safetensors").read_bytes()[:-100]),
+            "truncated",
+        ),
+        (lambda p: (p / "genes.parquet").unlink(), "genes.parquet is missing"),
+        (lambda p: shutil.rmtree(p / "reference.zarr"), "reference.zarr is missing"),
+        (lambda p: (p / "config.json").write_text("{"), "not a bundle's configuration"),
+        (lambda p: (p / "config.json").unlink(), "no bundle here"),
+        (lambda p: _edit(p, format=99), "newer"),
+        (lambda p: _edit(p, method="magic"), "unknown method"),
+    ],
+)
+def test_damaged_bundles(bleep: Fitted, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(bleep[1], tmp_path / "b")
+    damage(tmp_path / "b")
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path / "b")
+
+
+def _edit(path: Path, **changes: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_truth_of_the_synthetic_data_bounds_every_method(ridge: Fitted, sections: list[Section]) -> None:
+    """No method may come above what a perfect predictor of the expectation reaches."""
+    from hescribe.datasets.synthetic import attainable_pcc
+
+    section = sections[2]
+    truth = ad.read_h5ad(section.image.parents[1] / "truth" / f"{section.section_id}.h5ad")  # type: ignore[union-attr]
+    best = attainable_pcc(truth.X, section.adata.X.toarray())
+    scores = evaluate(ridge[0], [section], seed=0)[0].per_gene
+    reachable = dict(zip(truth.var_names, best, strict=True))
+    top = scores.index[scores["heg50"].to_numpy(dtype=bool)]
+    assert scores.loc[top, "pcc"].mean() < np.mean([reachable[g] for g in top])
