@@ -194,6 +194,8 @@ def test_several_sections_are_averaged_and_get_no_invented_interval(tmp_path: Pa
     (figure,) = figures(overall(contents, None), ("hvg50",))
     assert figure.pcc == pytest.approx(0.4)
     assert figure.low is None
+    mixed = read_contents(given, [scores[0], None])
+    assert figures(overall(mixed, None), ("hvg50",))[0].ceiling is None, "known of one section only"
     told = pd.DataFrame([{"set": "hvg50", "pcc": 0.4, "pcc_low": 0.1, "pcc_high": 0.7}])
     assert figures(overall(contents, told), ("hvg50",))[0].high == 0.7
     data = gene_rows(contents)

@@ -91,7 +91,8 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 def signed(value: float) -> str:
     """Two decimals, with a minus sign as long as a plus."""
-    return f"{value:.2f}".replace("-", "−")
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def plain_numbers(axis: Axis) -> None:

@@ -51,7 +51,7 @@
     const node = make("td", undefined, "n");
     if (value !== null && (column.key === "pcc" || column.key === "expected_pcc")) node.append(meter(value));
     let text = "–";
-    if (value !== null) text = column.key === "detected" ? `${Math.round(value * 100)}%` : value.toFixed(2).replace("-", "−");
+    if (value !== null) text = column.key === "detected" ? `${Math.round(value * 100)}%` : value.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", "−");
     node.append(text);
     return node;
   };

@@ -202,7 +202,7 @@ def gene_figures(album: Album, content: Content) -> list[tuple[str, Picture]]:
 
 
 _CAPTIONS = {
-    "pcc": "Lines mark the medians. The ceiling is what a perfect prediction would reach against counts this noisy.",
+    "pcc": "Lines mark the medians.",
     "moments": "A dot a gene. A prediction leaves out the noise of counting, so its variance lies below the line; far "
     "below, the map hardly varies.",
     "gene_gene": "The 50 genes of highest mean, both panels in the order that clusters the measured one.",

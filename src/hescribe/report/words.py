@@ -68,9 +68,15 @@ def overall(contents: Sequence[Content], summary: pd.DataFrame | None) -> pd.Dat
     if len(tables) <= 1:
         return tables[0] if tables else pd.DataFrame()
     names = [s for s in SETS if any(s in t.index for t in tables)]
-    rows = {n: pd.DataFrame([t.loc[n] for t in tables if n in t.index]).mean() for n in names}
+    rows = {n: _mean([t.loc[[n]] for t in tables if n in t.index]) for n in names}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.drop(columns=["pcc_low", "pcc_high"], errors="ignore")
+
+
+def _mean(rows: Sequence[pd.DataFrame]) -> pd.Series:
+    """Over sections with a correlation; what one of them does not know is not known of the mean either."""
+    table = pd.concat(rows)
+    return table[table["pcc"].notna()].astype(np.float64).mean(skipna=False)
 
 
 def figures(table: pd.DataFrame, sets: Sequence[str] = SETS) -> list[Figure]:
@@ -138,7 +144,7 @@ def _leaks(contents: Sequence[Content]) -> list[str]:
         out.append(f"The model was trained on {_listed(seen)}: agreement there says nothing about new tissue.")
     if same:
         out.append(
-            f"The model was trained on other sections of the same patient as {_listed(same)}: expect less on a new one."
+            f"The model was trained on other sections of the same patient as {_listed(same)}: expect less on a new patient."
         )
     return out
 

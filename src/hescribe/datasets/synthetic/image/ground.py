@@ -18,16 +18,18 @@ from hescribe.datasets.synthetic.image.fibres import fibre_texture
 from hescribe.types import Mpp
 
 _F = np.float32
+_FINEST_UM = 1.1  #: half of the finest fibre
 
 
 def ground(tissue: Tissue, cells: Cells, rng: np.random.Generator, *, mpp: Mpp, side_px: int) -> tuple[Field, Field]:
     """Haematoxylin and eosin of everything but nuclei, (side_px, side_px) float32 each.
 
-    Drawn at half the resolution, where the finest fibre still has two pixels, then enlarged and grained.
+    Drawn at half the resolution where the finest fibre still has two pixels there, then enlarged and grained.
     """
-    half = -(-side_px // 2)
-    um = 2 * mpp
-    layers = _Layers(tissue, half)
+    shrink = 2 if 2 * mpp <= _FINEST_UM else 1
+    small = -(-side_px // shrink)
+    um = shrink * mpp
+    layers = _Layers(tissue, small)
     h, e = _stroma(layers, rng, um)
     _tumour(layers, cells, rng, um=um, h=h, e=e)
     _lymphoid(layers, rng, h, e)
@@ -35,7 +37,7 @@ def ground(tissue: Tissue, cells: Cells, rng: np.random.Generator, *, mpp: Mpp, 
     _vessels(layers, rng, um, h, e)
     _fat(layers, cells, um=um, h=h, e=e)
     inside = layers.inside("outline", 420)
-    inside *= 1 + _F(0.09) * rng.standard_normal((half, half), dtype=np.float32)
+    inside *= 1 + _F(0.09) * rng.standard_normal((small, small), dtype=np.float32)
     return _enlarge(h * inside, side_px), _enlarge(e * inside, side_px)
 
 
@@ -134,7 +136,7 @@ def _cores(layers: _Layers, rng: np.random.Generator, um: float, h: Field, e: Fi
         inside = np.clip(score * _F(14) + _F(0.5), 0, 1)
         rim = np.exp(-np.square((score + _F(0.03)) / _F(0.035)))
         e += _F(0.16) * rim
-        secretion: Field = _F(0.28) * np.clip(_blotches(rng, layers.side, 9 / um) - _F(0.7), 0, 1)
+        secretion = np.asarray(_F(0.28) * np.clip(_blotches(rng, layers.side, 9 / um) - _F(0.7), 0, 1), np.float32)
         _mix(e, secretion, inside)
         _mix(h, 0.02, inside)
         return
@@ -143,7 +145,7 @@ def _cores(layers: _Layers, rng: np.random.Generator, um: float, h: Field, e: Fi
     lumps = _blotches(rng, layers.side, 7 / um)
     dust = np.clip(_blotches(rng, layers.side, 0.9 / um) - _F(2.15) + _F(0.25) * lumps, 0, 1)
     _mix(e, _F(0.62) + _F(0.13) * debris + _F(0.1) * lumps, inside)
-    _mix(h, _F(0.1) + _F(0.04) * debris + _F(1.6) * dust, inside)
+    _mix(h, (_F(0.1) + _F(0.04) * debris + _F(1.6) * dust).astype(np.float32, copy=False), inside)
 
 
 def _fat(layers: _Layers, cells: Cells, *, um: float, h: Field, e: Field) -> None:
