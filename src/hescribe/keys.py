@@ -13,6 +13,7 @@ SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
 # obs of a section
 ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
+IN_TISSUE = "in_tissue"
 ANNOTATION = "annotation"  #: label given by a pathologist
 SECTION = "section_id"
 PATIENT = "patient_id"

@@ -15,7 +15,7 @@ from hescribe.errors import InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
-from hescribe.slides.tiles import PatchTiles, SlideTiles, patch_barcodes
+from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, patch_barcodes, patch_mpp
 from hescribe.types import Mpp
 
 
@@ -68,8 +68,7 @@ class Section:
             raise InputError(f"section {self.section_id!r} has no expression", fix="fill the column 'expression'")
         adata = read_expression(self.row)
         if self._patches:
-            held = patch_barcodes(self._patches)
-            kept = np.array([name in held for name in adata.obs_names])
+            kept = adata.obs_names.isin(patch_barcodes(self._patches))
             if not kept.any():
                 raise InputError("no patch belongs to a spot of the section", path=self._patches)
             adata = adata[kept].copy()
@@ -112,8 +111,11 @@ class Section:
             facts = json.loads(file.read_text())
             return float(facts.get("pixel_size_um_estimated") or facts.get("pixel_size_um_embedded"))
         except (OSError, ValueError, TypeError):
-            # HEST's patches are made to one scale, whatever the slide's; only grids need the slide's own
-            return 0.5 if self._patches else None
+            if self._patches is None:
+                return None
+            centres = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
+            # Patches are all at one scale, whatever the slide's; only distances between spots need the slide's own
+            return patch_mpp(self._patches, list(self.adata.obs_names), centres) or HEST_MPP
 
     def tiles(self) -> SlideTiles | PatchTiles:
         """Tiles centred on the spots, in the order of ``adata.obs_names``.

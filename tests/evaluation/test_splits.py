@@ -138,11 +138,18 @@ def test_inner_splits_hold_out_patients_where_there_are_three():
         assert held.isdisjoint(patients[i].strip().lower() for i in section[~mask])
 
 
-def test_inner_splits_hold_out_sections_with_fewer_patients():
+def test_inner_splits_hold_out_sections_of_a_single_patient():
     section = np.repeat([0, 2, 3], 10)  # section 1 has no spots here
-    masks = inner_splits(["A", "Z", "A", "B"], section, np.zeros((30, 2)), max_folds=5)
+    masks = inner_splits(["A", "Z", "A", "a "], section, np.zeros((30, 2)), max_folds=5)
     check_partition(masks, 30)
     assert [set(section[m]) for m in masks] == [{0}, {2}, {3}]
+
+
+def test_inner_splits_hold_out_whole_patients_where_there_are_two():
+    """Sections of the patient who is left out would make the calibration too hopeful for a new patient."""
+    section = np.repeat([0, 1, 2], 10)
+    masks = inner_splits(["A", "B", "A"], section, np.zeros((30, 2)), max_folds=5)
+    assert [set(section[m]) for m in masks] == [{0, 2}, {1}]
 
 
 def test_inner_splits_of_one_section_are_blocks_of_tissue():

@@ -83,7 +83,9 @@ def run() -> None:
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.exit(0)  # the help has been shown
-        _fail(f"hescribe: error: {' '.join(str(getattr(error, 'format_message', error.__str__)()).split())} (see 'hescribe --help')")
+        _fail(
+            f"hescribe: error: {' '.join(str(getattr(error, 'format_message', error.__str__)()).split())} (see 'hescribe --help')"
+        )
     except (KeyboardInterrupt, typer.Abort):
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)

@@ -214,7 +214,7 @@ def inner_splits(
 ) -> list[Mask]:
     """Masks of the spots to hold out, for choosing and calibrating *within* training sections.
 
-    With three patients or more whole patients are held out, with two sections or more whole sections, and in a
+    With two patients or more whole patients are held out, with two sections or more whole sections, and in a
     single section contiguous blocks of tissue. Never random spots: their neighbours would give them away.
 
     Parameters
@@ -247,7 +247,7 @@ def inner_splits(
     if len(used) == 1:
         group = spatial_blocks(centres, max_folds)
     else:
-        names: list[str | int] = list(owner.values()) if len(set(owner.values())) >= 3 else list(owner)
+        names: list[str | int] = list(owner.values()) if len(set(owner.values())) >= 2 else list(owner)
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         of_section = {s: number[name] for s, name in zip(owner, names, strict=True)}
         group = _joined(np.array([of_section[int(s)] for s in section]), max_folds)

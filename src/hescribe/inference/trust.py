@@ -22,8 +22,8 @@ _NEIGHBOURS = 5  #: a tile's distance is to its fifth nearest, so that one odd t
 class Novelty:
     """Distance of a tile from the training tiles, as a percentile of their own distances.
 
-    A tile's own distance is that to the training tiles of *other* sections, where there are any:
-    tiles of one section share stain and blur and would make every new slide look strange.
+    A tile's own distance is that to the training tiles of *other* patients (or sections, where there is one
+    patient): tiles of one section share stain and blur and would make every new slide look strange.
 
     Attributes
     ----------
@@ -41,14 +41,14 @@ class Novelty:
     own: Features
 
     @classmethod
-    def fit(cls, features: Features, sections: npt.NDArray[np.intp]) -> Novelty:
-        """Learn from (m, d) training features and the section of each."""
+    def fit(cls, features: Features, groups: npt.NDArray[np.intp]) -> Novelty:
+        """Learn from (m, d) training features and the patient or section of each."""
         mean = features.mean(axis=0, dtype=np.float64)
         _, singular, rows = np.linalg.svd((features - mean).astype(np.float64), full_matrices=False)
         kept = min(_COMPONENTS, int((singular > singular[0] * 1e-4).sum()))
         axes = rows[:kept].T * (np.sqrt(len(features)) / singular[:kept])
         points = (features - mean) @ axes
-        return cls(*(a.astype(np.float32) for a in (mean, axes, points, np.sort(_own_distances(points, sections)))))
+        return cls(*(a.astype(np.float32) for a in (mean, axes, points, np.sort(_own_distances(points, groups)))))
 
     def percentile(self, features: Features) -> npt.NDArray[np.float32]:
         """(n, d) features → (n,) percentile, 0 to 100; 100 is farther than every training tile."""
@@ -62,10 +62,10 @@ def _kth_distance(tree: cKDTree, points: npt.NDArray[np.float64], available: int
     return tree.query(points, k=[k])[0][:, 0]
 
 
-def _own_distances(points: npt.NDArray[np.float64], sections: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+def _own_distances(points: npt.NDArray[np.float64], groups: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
     own = np.empty(len(points))
-    for section in np.unique(sections):
-        inside = sections == section
+    for group in np.unique(groups):
+        inside = groups == group
         if inside.all():  # one section: the tile itself is its own first neighbour
             k = min(_NEIGHBOURS + 1, len(points))
             return cKDTree(points).query(points, k=[k])[0][:, 0]

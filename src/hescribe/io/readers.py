@@ -14,7 +14,8 @@ from hescribe.io.formats.st import read_st
 from hescribe.io.formats.tables import add_annotations, add_cell_types
 from hescribe.io.formats.visium import read_visium
 from hescribe.io.manifest import ManifestRow
-from hescribe.io.schema import check_section, spot_pitch
+from hescribe.io.pitch import Lattice, is_checkerboard, spot_pitch
+from hescribe.io.schema import check_section
 from hescribe.types import Microns, Mpp
 
 
@@ -28,18 +29,18 @@ class Technology:
         Manifest row → AnnData with raw counts and positions.
     pitch_um
         Distance between neighbouring spots' centres, where the technology fixes it.
-    hexagonal
-        Spots lie on a hexagonal grid.
+    lattice
+        How its spots are printed, where it prints them.
     """
 
     read: Callable[[ManifestRow], ad.AnnData]
     pitch_um: Microns | None = None
-    hexagonal: bool = False
+    lattice: Lattice | None = None
 
 
 READERS: dict[str, Technology] = {
-    "st": Technology(read_st, pitch_um=200.0),
-    "visium": Technology(read_visium, pitch_um=100.0, hexagonal=True),
+    "st": Technology(read_st, pitch_um=200.0, lattice="square"),
+    "visium": Technology(read_visium, pitch_um=100.0, lattice="hexagonal"),
     "hest": Technology(read_hest),
     "h5ad": Technology(read_h5ad),
 }
@@ -109,7 +110,7 @@ def read_expression(row: ManifestRow) -> ad.AnnData:
 def mpp_from_pitch(row: ManifestRow, adata: ad.AnnData) -> Mpp | None:
     """µm per pixel from the spots' pitch, where the technology fixes it."""
     technology = READERS[technology_of(row)]
-    if technology.pitch_um is None:
+    if technology.pitch_um is None or (technology.lattice == "square" and is_checkerboard(adata)):
         return None
-    pitch_px = spot_pitch(adata, hexagonal=technology.hexagonal)
-    return technology.pitch_um / pitch_px if pitch_px > 0 else None
+    pitch_px = spot_pitch(adata, technology.lattice)
+    return technology.pitch_um / pitch_px if pitch_px is not None else None

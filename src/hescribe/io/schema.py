@@ -8,11 +8,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from hescribe import keys
 from hescribe.errors import InputError
-from hescribe.types import Centres, Level0Px
 
 
 def check_section(adata: ad.AnnData, path: Path) -> None:
@@ -70,29 +68,3 @@ def match_spots(counts: pd.Index, positions: pd.Index, path: Path, *, beside: Pa
             fix="are they of the same section?",
         )
     return shared
-
-
-def spot_pitch(adata: ad.AnnData, *, hexagonal: bool) -> Level0Px:
-    """Distance between neighbouring spots' centres, in full-resolution pixels.
-
-    From array positions where there are any, by least squares over all spots: an affine map from array to pixels
-    is robust to missing spots and to rounding. Otherwise the median distance to the nearest neighbour.
-    """
-    centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)
-    if keys.ARRAY_ROW in adata.obs and keys.ARRAY_COL in adata.obs and adata.n_obs >= 6:
-        grid = adata.obs[[keys.ARRAY_COL, keys.ARRAY_ROW]].to_numpy(dtype=np.float64)
-        if np.linalg.matrix_rank(grid - grid.mean(axis=0)) == 2:
-            return _pitch_from_array(grid, centres, hexagonal=hexagonal)
-    if adata.n_obs < 2:
-        return float("nan")
-    return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1]))
-
-
-def _pitch_from_array(grid: Centres, centres: Centres, *, hexagonal: bool) -> Level0Px:
-    design = np.column_stack([grid, np.ones(len(grid))])
-    steps = np.linalg.lstsq(design, centres, rcond=None)[0][:2]
-    along_columns, along_rows = np.linalg.norm(steps, axis=1)
-    if hexagonal:
-        # Visium: a neighbour in the row is two columns away, rows are √3/2 of the pitch apart
-        return float(np.mean([2 * along_columns, along_rows * 2 / np.sqrt(3)]))
-    return float(np.mean([along_columns, along_rows]))

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from hescribe.errors import InputError
 from hescribe.slides.reader import Slide, open_slide
+from hescribe.slides.slide import hash_file
 from hescribe.types import Centres, Microns, Mpp, TileArray, TilePx
 
-HEST_PATCH_UM = 112.0  #: side of the patches HEST-1k stores: 224 px at 0.5 µm per pixel
+HEST_MPP = 0.5  #: µm per pixel of the patches HEST-1k stores; they are 224 px wide, 256 in its first release
 
 
 class SlideTiles:
@@ -50,9 +51,7 @@ class SlideTiles:
 
     def fingerprint(self) -> str:
         """Hash of image, scale and centres."""
-        digest = hashlib.blake2b(self.slide.content_hash.encode(), digest_size=16)
-        digest.update(np.float64(self.mpp).tobytes() + self.centres.tobytes())
-        return digest.hexdigest()
+        return _fingerprint(self.slide.content_hash, self.mpp, self.centres)
 
     def read(self, indices: npt.NDArray[np.intp], *, tile_um: Microns, size_px: TilePx) -> TileArray:
         """Tiles ``indices``: (n, size_px, size_px, 3) uint8 RGB, white beyond the slide's edge."""
@@ -62,8 +61,8 @@ class SlideTiles:
         return out
 
     def _tile(self, centre: Centres, side_px: float, size_px: TilePx) -> TileArray:
-        # The coarsest level that still has a pixel for each pixel of the tile
-        fitting = [i for i, d in enumerate(self.slide.downsamples) if side_px / d >= size_px]
+        # The coarsest level that still has a pixel for each pixel of the tile; rounded, as downsamplings are not quite whole
+        fitting = [i for i, d in enumerate(self.slide.downsamples) if round(side_px / d) >= size_px]
         level = fitting[-1] if fitting else 0
         scale = self.slide.downsamples[level]
         side = max(1, round(side_px / scale))
@@ -79,7 +78,8 @@ class SlideTiles:
             Says how many, and the size of the image.
         """
         x, y = self.centres.T
-        outside = (x < 0) | (y < 0) | (x >= self.slide.width) | (y >= self.slide.height)
+        inside = (x >= 0) & (y >= 0) & (x < self.slide.width) & (y < self.slide.height)
+        outside = ~inside  # true of NaN as well
         if outside.any():
             raise InputError(
                 f"{outside.sum()} of {len(self)} spots lie outside the image of {self.slide.width} × {self.slide.height} px "
@@ -95,15 +95,20 @@ class PatchTiles:
     Parameters
     ----------
     path
-        HDF5 file with ``img`` (n, side, side, 3), ``barcode`` and ``coords``.
+        HDF5 file with ``img`` (n, side, side, 3) at 0.5 µm per pixel, ``barcode`` and ``coords``.
     spots
         Spot ids, in the order wanted.
     centres
         (n, 2) full-resolution pixels.
     mpp
-        µm per full-resolution pixel.
+        µm per full-resolution pixel of the slide, not of the stored tiles.
     slide_id
         Name of the section.
+
+    Raises
+    ------
+    InputError
+        The file is malformed, or has no tile for a spot.
     """
 
     def __init__(self, path: Path, spots: list[str], centres: Centres, *, mpp: Mpp, slide_id: str) -> None:
@@ -111,76 +116,102 @@ class PatchTiles:
         self.centres: Centres = np.ascontiguousarray(centres, dtype=np.float64)
         self.mpp = mpp
         self.slide_id = slide_id
-        self._rows = _patch_rows(path, spots)
+        row = {barcode: i for i, barcode in enumerate(patch_barcodes(path))}
+        missing = [s for s in spots if s not in row]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(spots)} spots have no patch (for example {missing[0]!r})", path=path
+            )
+        self._rows = np.array([row[s] for s in spots], dtype=np.intp)
 
     def __len__(self) -> int:
         return len(self.centres)
 
-    @cached_property
-    def _hash(self) -> str:
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
     def fingerprint(self) -> str:
-        """Hash of the file and of the rows in use."""
-        return hashlib.blake2b(self._hash.encode() + self._rows.tobytes(), digest_size=16).hexdigest()
+        """Hash of the file, the rows in use, the scale and the centres."""
+        return _fingerprint(hash_file(self._path) + self._rows.tobytes().hex(), self.mpp, self.centres)
 
     def read(self, indices: npt.NDArray[np.intp], *, tile_um: Microns, size_px: TilePx) -> TileArray:
-        """Tiles ``indices``; a side below 112 µm is cut from the middle.
+        """Tiles ``indices``; a side below that of the patches (112 µm) is cut from the middle.
 
         Raises
         ------
         InputError
-            A side above 112 µm: the patches hold no more.
+            A larger side: the patches hold no more.
         """
         import h5py
 
-        if tile_um > HEST_PATCH_UM * 1.001:
+        out = np.empty((len(indices), size_px, size_px, 3), dtype=np.uint8)
+        try:
+            with h5py.File(self._path) as file:
+                stored = file["img"]
+                inner = self._middle(stored.shape[1], tile_um)
+                for i, index in enumerate(indices):
+                    out[i] = resize(stored[self._rows[index], inner, inner, :3], size_px)
+        except OSError as error:
+            raise InputError(f"cannot be read ({error}); is it damaged or truncated?", path=self._path) from error
+        return out
+
+    def _middle(self, side: int, tile_um: Microns) -> slice:
+        widest = side * HEST_MPP
+        if tile_um > widest * 1.001:
             raise InputError(
-                f"tiles of {tile_um:g} µm are asked for, but its patches are {HEST_PATCH_UM:g} µm wide",
+                f"tiles of {tile_um:g} µm are asked for, but its patches are {widest:g} µm wide",
                 path=self._path,
-                fix="give the whole-slide image, or --tile-um 112 or less",
+                fix=f"give the whole-slide image, or --tile-um {widest:g} or less",
             )
-        with h5py.File(self._path) as file:
-            patches = np.stack([file["img"][self._rows[i]] for i in indices])
-        side = patches.shape[1]
-        cut = max(1, round(side * min(1.0, tile_um / HEST_PATCH_UM)))
+        cut = min(side, max(1, round(tile_um / HEST_MPP)))
         start = (side - cut) // 2
-        inner = patches[:, start : start + cut, start : start + cut, :3]
-        return np.stack([resize(p, size_px) for p in inner])
+        return slice(start, start + cut)
 
 
-def _patch_rows(path: Path, spots: list[str]) -> npt.NDArray[np.intp]:
+def patch_barcodes(path: Path) -> list[str]:
+    """Spot ids of a file of patches, in its order.
+
+    Raises
+    ------
+    InputError
+        The file is malformed.
+    """
     import h5py
 
     try:
         with h5py.File(path) as file:
             barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])]
-            shape = file["img"].shape
-    except (OSError, KeyError) as error:
+            shape, dtype = file["img"].shape, file["img"].dtype
+    except (OSError, KeyError, AttributeError) as error:
         raise InputError(
             f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords"
         ) from error
-    if len(shape) != 4 or shape[0] != len(barcodes) or shape[1] != shape[2]:
-        raise InputError(f"img has shape {shape} for {len(barcodes)} barcodes", path=path)
-    row = {b: i for i, b in enumerate(barcodes)}
-    missing = [s for s in spots if s not in row]
-    if missing:
-        raise InputError(f"{len(missing)} of {len(spots)} spots have no patch (for example {missing[0]!r})", path=path)
-    return np.array([row[s] for s in spots], dtype=np.intp)
+    if len(shape) != 4 or shape[0] != len(barcodes) or shape[1] != shape[2] or shape[3] < 3 or dtype != np.uint8:
+        raise InputError(f"img has shape {shape} of {dtype} for {len(barcodes)} barcodes", path=path)
+    return barcodes
 
 
-def patch_barcodes(path: Path) -> set[str]:
-    """Barcodes that a file of patches holds."""
+def patch_mpp(path: Path, spots: list[str], centres: Centres) -> Mpp | None:
+    """µm per full-resolution pixel of the slide that patches were cut from; None where the file does not tell.
+
+    ``coords`` are the patches' upper left corners on the slide, so a corner and the spot's centre lie half a patch
+    apart; in µm a patch is as wide as its stored pixels make it.
+    """
     import h5py
 
-    try:
-        with h5py.File(path) as file:
-            return {b.decode() if isinstance(b, bytes) else str(b) for b in np.ravel(file["barcode"][:])}
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"not a readable file of patches ({error})", path=path, fix="needs img, barcode, coords"
-        ) from error
+    with h5py.File(path) as file:
+        corners = np.asarray(file["coords"][:], dtype=np.float64) if "coords" in file else np.empty(0)
+        side_um = file["img"].shape[1] * HEST_MPP
+    row = {barcode: i for i, barcode in enumerate(patch_barcodes(path))}
+    shared = [(row[s], i) for i, s in enumerate(spots) if s in row]
+    if corners.shape != (len(row), 2) or not shared:
+        return None
+    theirs, ours = np.array(shared).T
+    half = float(np.median(np.asarray(centres)[ours] - corners[theirs]))
+    return side_um / (2 * half) if half > 0 else None
+
+
+def _fingerprint(content: str, mpp: Mpp, centres: Centres) -> str:
+    digest = hashlib.blake2b(content.encode(), digest_size=16)
+    digest.update(np.float64(mpp).tobytes() + centres.tobytes())
+    return digest.hexdigest()
 
 
 def resize(image: TileArray, size_px: TilePx) -> TileArray:

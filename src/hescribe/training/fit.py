@@ -135,7 +135,7 @@ class Fitter:
         model = method.build(self._tower(), shapes, self.method_config)
         expression = self._expression(rows, panel)
         if isinstance(model, ClosedForm):
-            model.solve(self.features(self.encoder)[rows], expression[rows], self.data.section[rows])
+            model.solve(self.features(self.encoder)[rows], expression[rows], self.data.group[rows])
             return self._finish(model, expression, rows, panel, (0, _no_history()))
         if isinstance(model.tower, Standardise):
             model.tower.learn(torch.from_numpy(self.features(self.encoder)[rows]).double())

@@ -117,7 +117,7 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
-    novelty = Novelty.fit(fitted.features, data.section[rows]).percentile(features)
+    novelty = Novelty.fit(fitted.features, data.group[rows]).percentile(features)
     return _Fold(fitted, np.abs(predicted - truth), novelty, pcc, names)
 
 
@@ -136,7 +136,7 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
         model=final.model,
         reference=final.reference,
         genes=genes,
-        novelty=Novelty.fit(final.features, data.section),
+        novelty=Novelty.fit(final.features, data.group),
         trust=trust,
         history=pd.concat(history, ignore_index=True),
         provenance={

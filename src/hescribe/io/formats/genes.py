@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,11 @@ from hescribe.types import SparseExpression
 
 #: how instruments name what is no gene
 _CONTROL = (
-    r"^(?:NegControl|NegPrb|Neg\d|NEG_|BLANK[_-]|Blank[-_]|antisense_|DEPRECATED_|UnassignedCodeword|Unassigned|"
+    r"^(?:Neg(?:Control|Prb|Probe|ative|\d|[-_ ])|NEG_|BLANK[_-]|Blank[-_]|antisense_|DEPRECATED_|Unassigned|"
     r"Intergenic_|ERCC-|SystemControl|FalseCode|Custom_Neg)"
 )
+#: human and other species' gene ids, with or without version
+_ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}")
 
 
 def tidy_genes(
@@ -28,7 +32,7 @@ def tidy_genes(
     counts
         (n, g) counts.
     symbols
-        (g,) names; equal ones are summed into the first one's place.
+        (g,) names; equal ones are summed into the first one's place. An empty one is replaced by its Ensembl id.
     ensembl
         (g,) Ensembl ids; those of summed columns are joined by ``;``.
 
@@ -39,20 +43,28 @@ def tidy_genes(
     DataFrame
         ``gene_ids``, ``mitochondrial``, ``control``.
     """
-    names = pd.Index([str(s).strip() for s in symbols])
+    ids = [_text(e) for e in ensembl] if ensembl is not None else None
+    names = pd.Index([_text(s) for s in symbols], dtype=object)
+    if ids is None:
+        ids = [n if _ENSEMBL.match(n) else "" for n in names]
+    names = pd.Index([n or i for n, i in zip(names, ids, strict=True)], dtype=object)
     codes, unique = pd.factorize(names)
     matrix = sparse.csr_matrix(counts, dtype=np.float32)
+    joined = np.array(ids, dtype=object)
     if len(unique) < len(names):
         to_unique = sparse.csr_matrix((np.ones(len(codes), np.float32), (np.arange(len(codes)), codes)))
         matrix = sparse.csr_matrix(matrix @ to_unique)
-    var = pd.DataFrame(index=pd.Index(unique, dtype=object))
-    ids = pd.Series([str(e) for e in ensembl]) if ensembl is not None else pd.Series(_ensembl_like(names))
-    var[keys.ENSEMBL] = ids.groupby(codes).agg(lambda group: ";".join(dict.fromkeys(g for g in group if g))).to_numpy()
+        joined = pd.Series(ids).groupby(codes).agg(_join).to_numpy()
+    var = pd.DataFrame({keys.ENSEMBL: joined}, index=pd.Index(unique, dtype=object))
     var[keys.MITOCHONDRIAL] = var.index.str.match(r"^(?:MT|mt|Mt)-")
     var[keys.CONTROL] = var.index.str.match(_CONTROL)
     return matrix, var
 
 
-def _ensembl_like(names: pd.Index) -> list[str]:
-    """A file may name genes by Ensembl id alone."""
-    return [n if n.startswith("ENS") and any(c.isdigit() for c in n) else "" for n in names]
+def _text(name: Any) -> str:
+    return "" if pd.isna(name) else str(name).strip()
+
+
+def _join(ids: pd.Series) -> str:
+    """Different ids, in their order; an empty one adds nothing."""
+    return ";".join(dict.fromkeys(i for i in ids if i))

@@ -27,7 +27,20 @@ def read_h5ad(row: ManifestRow) -> ad.AnnData:
         The file is unreadable or has no positions.
     """
     assert row.expression is not None  # noqa: S101 - readers are called for rows with expression
+    return _tidy(_open(row.expression), row.expression)
+
+
+def read_hest(row: ManifestRow) -> ad.AnnData:
+    """A HEST-1k section: an h5ad file, of which the spots under tissue count."""
+    assert row.expression is not None  # noqa: S101 - as above
     source = _open(row.expression)
+    adata = _tidy(source, row.expression)
+    if keys.IN_TISSUE in source.obs:
+        adata = adata[source.obs[keys.IN_TISSUE].to_numpy(dtype=float) > 0].copy()
+    return adata
+
+
+def _tidy(source: ad.AnnData, path: Path) -> ad.AnnData:
     counts, var = _raw_counts(source)
     matrix, genes = tidy_genes(counts, _symbols(var), _ensembl(var))
     obs = pd.DataFrame(index=pd.Index(source.obs_names.astype(str)))
@@ -36,21 +49,10 @@ def read_h5ad(row: ManifestRow) -> ad.AnnData:
             obs[column] = source.obs[column].to_numpy(dtype=float)
     adata = ad.AnnData(matrix, obs=obs, var=genes)
     if keys.SPATIAL not in source.obsm:
-        raise InputError("no obsm['spatial']", path=row.expression, fix="x, y of each spot in full-resolution pixels")
+        raise InputError("no obsm['spatial']", path=path, fix="x, y of each spot in full-resolution pixels")
     adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
     if keys.SCGPT in source.obsm:
         adata.obsm[keys.SCGPT] = np.asarray(source.obsm[keys.SCGPT], dtype=np.float32)
-    return adata
-
-
-def read_hest(row: ManifestRow) -> ad.AnnData:
-    """A HEST-1k section: spots under tissue, array positions under HEST's names where it has them."""
-    adata = read_h5ad(row)
-    assert row.expression is not None  # noqa: S101 - as above
-    source = _open(row.expression)
-    for column in ("in_tissue",):
-        if column in source.obs:
-            adata = adata[source.obs[column].to_numpy(dtype=float) > 0].copy()
     return adata
 
 

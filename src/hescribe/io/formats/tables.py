@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
 from hescribe.errors import InputError
 
 
-def read_delimited(path: Path, *, index: bool = False, header: bool = True) -> pd.DataFrame:
+def read_delimited(path: Path, *, index: bool = False, header: bool = True, n_rows: int | None = None) -> pd.DataFrame:
     """A CSV, TSV (gzipped or not) or Parquet file.
+
+    Parameters
+    ----------
+    path
+        The file; tabs separate its columns unless its name ends in ``.csv`` or ``.csv.gz``.
+    index
+        The first column names the rows.
+    header
+        The first row names the columns; otherwise they are numbered.
+    n_rows
+        Read no more than these.
 
     Raises
     ------
@@ -22,14 +35,22 @@ def read_delimited(path: Path, *, index: bool = False, header: bool = True) -> p
     """
     if not path.is_file():
         raise InputError("no such file", path=path, fix="check the manifest")
-    suffixes = [s for s in path.suffixes if s != ".gz"]
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
             return table.set_index(table.columns[0]) if index else table
-        separator = "," if suffixes and suffixes[-1] == ".csv" else "\t"
-        return pd.read_csv(path, sep=separator, index_col=0 if index else None, header=0 if header else None)
-    except (ValueError, OSError, EOFError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
+        # Without a header all is text; a gene may be called NA
+        return pd.read_csv(
+            path,
+            sep=separator,
+            index_col=0 if index else None,
+            header=0 if header else None,
+            nrows=n_rows,
+            dtype=None if header else str,
+            keep_default_na=header,
+        )
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # pandas' own parser errors are ValueErrors
         raise InputError(f"not a readable table ({error})", path=path) from error
 
 
@@ -42,31 +63,80 @@ def need_columns(table: pd.DataFrame, columns: list[str], path: Path) -> None:
         )
 
 
+def need_numbers(table: pd.DataFrame, columns: list[str], path: Path) -> npt.NDArray[np.float64]:
+    """Columns as numbers, (rows, columns).
+
+    Raises
+    ------
+    InputError
+        A value is missing or no finite number; says which.
+    """
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(numbers)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = table[columns].iloc[row, column]
+        raise InputError(f"column {columns[column]!r} holds {value!r}, not a number ({bad.sum()} such)", path=path)
+    return numbers
+
+
+def array_names(x: npt.ArrayLike, y: npt.ArrayLike) -> pd.Index:
+    """Spot ids ``<x>x<y>`` of legacy ST from array positions, which may have been refined."""
+    columns, rows = np.rint(np.asarray(x)).astype(int), np.rint(np.asarray(y)).astype(int)
+    return pd.Index([f"{column}x{row}" for column, row in zip(columns, rows, strict=True)], dtype=object)
+
+
 def add_cell_types(adata: ad.AnnData, path: Path) -> None:
-    """Proportions per spot → ``obsm["cell_types"]``, NaN for spots the table does not have."""
+    """Proportions per spot → ``obsm["cell_types"]``, NaN for spots the table does not have.
+
+    Raises
+    ------
+    InputError
+        The table shares no spot with the section, has a spot twice, or holds something else than numbers.
+    """
     table = read_delimited(path, index=True)
     table.index = table.index.astype(str)
-    shared = table.index.intersection(adata.obs_names)
-    if not len(shared):
+    if not table.index.isin(adata.obs_names).any():
         raise InputError("no spot of this table is in the section's counts", path=path, fix="first column: spot ids")
-    adata.obsm[keys.CELL_TYPES] = table[~table.index.duplicated()].reindex(adata.obs_names).astype(np.float64)
+    if table.index.has_duplicates:
+        raise InputError(f"spot id {table.index[table.index.duplicated()][0]!r} stands there twice", path=path)
+    try:
+        adata.obsm[keys.CELL_TYPES] = table.reindex(adata.obs_names).astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"proportions are not all numbers ({error})", path=path) from error
 
 
 def add_annotations(adata: ad.AnnData, path: Path) -> None:
-    """Label per spot → ``obs["annotation"]``.
+    """Label per spot → ``obs["annotation"]``, empty for spots the table does not have.
 
-    The table has a column ``label`` and either spot ids as first column, or array positions ``x`` and ``y``
-    (as numbers that may have been refined, hence are rounded).
+    The table has a column ``label`` (or ``annotation``, or just two columns) and either spot ids as first column, or
+    array positions ``x`` and ``y``, which may have been refined and hence are rounded. Rows without are left out.
+
+    Raises
+    ------
+    InputError
+        No such column, or no spot in common.
     """
     table = read_delimited(path)
-    need_columns(table, ["label"], path)
-    table = table.dropna(subset=["label"])
-    first = table[table.columns[0]].astype(str)
-    if not first.isin(adata.obs_names).any() and {"x", "y"} <= set(table.columns):
-        table = table.dropna(subset=["x", "y"])
-        first = table["x"].round().astype(int).astype(str) + "x" + table["y"].round().astype(int).astype(str)
-    labels = pd.Series(table["label"].astype(str).to_numpy(), index=first.to_numpy())
+    column = _label_column(table, path)
+    table = table.dropna(subset=[column])
+    names = pd.Index(table[table.columns[0]].astype(str))
+    if not names.isin(adata.obs_names).any() and {"x", "y"} <= set(table.columns):
+        place = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
+        table = table[np.isfinite(place).all(axis=1)]
+        names = array_names(*place.loc[table.index].to_numpy().T)
+    labels = pd.Series(table[column].astype(str).to_numpy(), index=names)
     labels = labels[~labels.index.duplicated()].reindex(adata.obs_names)
     if labels.isna().all():
         raise InputError("no spot of this table is in the section's counts", path=path, fix="spot ids, or columns x, y")
     adata.obs[keys.ANNOTATION] = pd.Categorical(labels)
+
+
+def _label_column(table: pd.DataFrame, path: Path) -> str:
+    for name in ("label", keys.ANNOTATION):
+        if name in table:
+            return name
+    if table.shape[1] == 2:
+        return str(table.columns[1])
+    need_columns(table, ["label"], path)
+    raise AssertionError("unreachable: the column is missing")

@@ -13,7 +13,7 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
-from hescribe.io.formats.tables import need_columns, read_delimited
+from hescribe.io.formats.tables import need_columns, need_numbers, read_delimited
 from hescribe.io.manifest import ManifestRow
 from hescribe.io.schema import match_spots
 
@@ -46,7 +46,7 @@ def read_visium(row: ManifestRow) -> ad.AnnData:
     kept = features[genes]
     counts, var = tidy_genes(matrix[rows][:, genes], list(kept["name"]), list(kept["id"]))
     positions = positions.loc[shared]
-    obs = positions[["array_row", "array_col"]].set_axis([keys.ARRAY_ROW, keys.ARRAY_COL], axis=1).astype(float)
+    obs = positions[["array_row", "array_col"]].set_axis([keys.ARRAY_ROW, keys.ARRAY_COL], axis=1)
     adata = ad.AnnData(counts, obs=obs, var=var)
     adata.obsm[keys.SPATIAL] = positions[["pxl_col_in_fullres", "pxl_row_in_fullres"]].to_numpy(dtype=np.float64)
     adata.uns[keys.SPATIAL] = {row.section_id: {"images": {}, "scalefactors": _read_scalefactors(folder / "spatial")}}
@@ -117,10 +117,14 @@ def _read_positions(folder: Path) -> tuple[pd.DataFrame, Path]:
             raise InputError(f"{table.shape[1]} columns instead of {len(_COLUMNS)}", path=file)
         table.columns = pd.Index(_COLUMNS)
         if table["barcode"].iloc[0] == "barcode":  # some pipelines add a header to the file without one
-            table = table.iloc[1:].apply(pd.to_numeric, errors="ignore")
+            table = table.iloc[1:]
     need_columns(table, _COLUMNS, file)
-    table = table[table["in_tissue"].astype(int) == 1]
-    return table.set_index(table["barcode"].astype(str)), file
+    barcodes = pd.Index(table["barcode"].astype(str))
+    places = pd.DataFrame(need_numbers(table, _COLUMNS[1:], file), columns=_COLUMNS[1:], index=barcodes)
+    under = places[places["in_tissue"] == 1]
+    if under.empty:
+        raise InputError("no spot lies under tissue", path=file, fix="column in_tissue = 1 for spots under tissue")
+    return under, file
 
 
 def _read_scalefactors(folder: Path) -> dict[str, float]:

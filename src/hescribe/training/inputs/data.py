@@ -50,6 +50,15 @@ class TrainingData:
         """(g,) mask of the embedding's panel."""
         return self.genes[keys.IN_PANEL].to_numpy(dtype=bool)
 
+    @property
+    def group(self) -> npt.NDArray[np.intp]:
+        """(n,) patient of each spot, or its section where all are of one patient: the unit that is new in use."""
+        patients = [s.patient_id.strip().casefold() for s in self.sections]
+        names = list(dict.fromkeys(patients))
+        if len(names) == 1:
+            return self.section
+        return np.array([names.index(p) for p in patients])[self.section]
+
     def obs(self) -> pd.DataFrame:
         """Section and patient of each spot."""
         ids = np.array([s.section_id for s in self.sections], dtype=object)[self.section]

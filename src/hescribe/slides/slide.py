@@ -1,0 +1,123 @@
+"""What a slide is, whatever its format."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hescribe.types import Mpp
+
+Rgb = npt.NDArray[np.uint8]  #: (height, width, 3)
+
+_PLAUSIBLE_MPP = (0.05, 10.0)  #: outside, a resolution was written for a printer or a screen
+
+
+class Slide(ABC):
+    """An image of tissue.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    width, height
+        Full-resolution pixels.
+    mpp
+        µm per pixel by the file's own metadata; None where it does not say.
+    downsamples
+        Of the pyramid's levels; the first is 1.
+    level_sizes
+        Width and height of each level, in its own pixels.
+    """
+
+    path: Path
+    width: int
+    height: int
+    mpp: Mpp | None
+    downsamples: tuple[float, ...]
+    level_sizes: tuple[tuple[int, int], ...]
+
+    @abstractmethod
+    def _read(self, x: int, y: int, width: int, height: int, *, level: int) -> Rgb:
+        """A region that lies inside the level."""
+
+    def read_region(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb:
+        """Region of a level, white where it leaves the image.
+
+        Parameters
+        ----------
+        x, y
+            Upper left corner, in the *level's* pixels.
+        width, height
+            Size, in the level's pixels.
+        level
+            0 is full resolution.
+
+        Returns
+        -------
+        ndarray
+            (height, width, 3) uint8 RGB.
+
+        Raises
+        ------
+        InputError
+            The file is damaged there.
+        """
+        level_width, level_height = self.level_sizes[level]
+        left, top = max(x, 0), max(y, 0)
+        right, bottom = min(x + width, level_width), min(y + height, level_height)
+        out = np.full((height, width, 3), 255, dtype=np.uint8)
+        if right > left and bottom > top:
+            inside = self._read(left, top, right - left, bottom - top, level=level)
+            out[top - y : bottom - y, left - x : right - x] = inside
+        return out
+
+    def thumbnail(self, max_px: int) -> Rgb:
+        """The whole slide, its longer side at most ``max_px``."""
+        import cv2
+
+        wanted = max(self.width, self.height) / max_px
+        level = [i for i, d in enumerate(self.downsamples) if d <= max(wanted, 1.0)][-1]
+        image = self.read_region(0, 0, *self.level_sizes[level], level=level)
+        shrink = min(1.0, max_px / max(image.shape[:2]))
+        size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
+        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Hash of the file's bytes."""
+        return hash_file(self.path)
+
+
+def hash_file(path: Path) -> str:
+    """blake2b of a file's bytes; computed again only when the file has changed."""
+    facts = path.stat()
+    return _hash_file(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _hash_file(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def plausible_mpp(mpp: float | None) -> Mpp | None:
+    """The value, or None where it cannot be that of a microscope (0.05–10 µm per pixel)."""
+    return float(mpp) if mpp and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1] else None
+
+
+def on_white(image: npt.NDArray[np.uint8]) -> Rgb:
+    """RGB of a grey, RGB or RGBA image; what is transparent becomes white, as on glass."""
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    if image.shape[2] != 4:
+        return image
+    alpha = image[:, :, 3:]
+    if (alpha == 255).all():
+        return image[:, :, :3]
+    blended = (image[:, :, :3].astype(np.uint32) * alpha + 255 * (255 - alpha.astype(np.uint32)) + 127) // 255
+    return blended.astype(np.uint8)

@@ -1,0 +1,267 @@
+"""Every command as a user types it; every mistake is one line on stderr, exit code 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from hescribe.cli.main import run
+from hescribe.encoders import load_encoder
+from hescribe.inference import Bundle
+
+Fitted = tuple[Bundle, Path]
+
+
+class Cli:
+    """Runs the command line in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self._monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+            run()
+        out, err = self._capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    def refuses(self, *arguments: object) -> str:
+        """The one line a mistake gives."""
+        code, _, err = self(*arguments)
+        assert code == 2, err
+        errors = [line for line in err.splitlines() if line.startswith("hescribe: error: ")]
+        assert len(errors) == 1, err
+        assert "Traceback" not in err
+        return errors[0]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+@pytest.fixture
+def st(tmp_path: Path) -> Path:
+    """A legacy ST section on a plain JPEG, small and right; tests make it wrong. Returns the manifest."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "st"
+    folder.mkdir()
+    grid = [(x, y) for x in range(2, 8) for y in range(2, 8)]
+    names = [f"{x}x{y}" for x, y in grid]
+    counts = pd.DataFrame(rng.poisson(3, (36, 30)), index=names, columns=[f"G{i}" for i in range(30)])
+    counts.to_csv(folder / "a.tsv", sep="\t")
+    spots = pd.DataFrame(grid, columns=["x", "y"]).assign(selected=1)
+    spots["pixel_x"], spots["pixel_y"] = spots["x"] * 50.0, spots["y"] * 50.0
+    spots.to_csv(folder / "a_spots.tsv", sep="\t", index=False)
+    cv2.imwrite(str(folder / "a.jpg"), rng.integers(0, 255, (450, 450, 3), dtype=np.uint8))
+    manifest = folder / "sections.csv"
+    manifest.write_text("section_id,patient_id,image,expression,positions,technology\nA,P,a.jpg,a.tsv,a_spots.tsv,st\n")
+    return manifest
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def counts(manifest: Path) -> pd.DataFrame:
+    return pd.read_csv(manifest.parent / "a.tsv", sep="\t", index_col=0)
+
+
+def put(manifest: Path, table: pd.DataFrame) -> None:
+    table.to_csv(manifest.parent / "a.tsv", sep="\t")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def negative(manifest: Path) -> None:
+    table = counts(manifest)
+    table.iloc[0, 0] = -1
+    put(manifest, table)
+
+
+MISTAKES = {
+    "missing image": (lambda m: (m.parent / "a.jpg").unlink(), "a.jpg: no such image"),
+    "unreadable image": (lambda m: (m.parent / "a.jpg").write_text("no image"), "a.jpg: not a readable image"),
+    "empty image": (lambda m: (m.parent / "a.jpg").write_bytes(b""), "a.jpg: the image is empty"),
+    "truncated image": (lambda m: truncate(m.parent / "a.jpg"), "a.jpg: the image is truncated"),
+    "spots outside": (lambda m: edit(m.parent / "a_spots.tsv", "350.0", "3500.0"), "lie outside the image"),
+    "no overlap": (lambda m: put(m, counts(m).rename(index=lambda s: f"9{s}")), "no spot in common"),
+    "negative counts": (negative, "a.tsv: negative counts"),
+    "normalised counts": (lambda m: put(m, counts(m) / 7), "a.tsv: counts are not whole numbers"),
+    "text for counts": (lambda m: put(m, counts(m).astype(str) + "?"), "a.tsv: counts are not all numbers"),
+    "duplicate spots": (lambda m: put(m, pd.concat([counts(m)] * 2)), "stands there twice"),
+    "unknown technology": (lambda m: edit(m, ",st\n", ",sequencer\n"), "unknown technology 'sequencer'"),
+    "missing column": (lambda m: edit(m, "expression", "expr"), "column 'expression' is missing"),
+    "missing spot column": (lambda m: edit(m.parent / "a_spots.tsv", "pixel_x", "px"), "'pixel_x' is missing"),
+    "missing counts": (lambda m: (m.parent / "a.tsv").unlink(), "a.tsv: no such file"),
+    "no manifest": (lambda m: m.unlink(), "sections.csv: no such manifest"),
+    "nothing measured": (lambda m: edit(m, "a.tsv", ""), "no section has both an image and expression"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_bad_sections(cli: Cli, st: Path, tmp_path: Path, mistake) -> None:  # type: ignore[no-untyped-def]
+    break_it, message = mistake
+    break_it(st)
+    assert message in cli.refuses("train", st, "-o", tmp_path / "out", "--method", "ridge", "--encoder", "stain")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["st"]
+
+
+def test_the_unbroken_section_trains(cli: Cli, st: Path, tmp_path: Path) -> None:
+    """Otherwise the test above would pass for another reason."""
+    code, out, err = cli("train", st, "-o", tmp_path / "out", "--method", "ridge", "--encoder", "stain")
+    assert code == 0, err
+    assert "30 genes" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--encoder", "magic"], "unknown encoder 'magic'"),
+        (["--genes", "hvg:many"], "is no gene panel"),
+        (["--genes", "/nowhere/genes.txt"], "neither 'hvg:N', 'all' nor a file"),
+        (["--tile-um", "-3"], "tile_um"),
+        (["--views", "3"], "views"),
+        (["--method", "ridge", "--fine-tune"], "works on frozen features"),
+        (["--fine-tune"], "cannot be fine-tuned"),
+        (["-O", "retrieval.kk=3"], "retrieval.kk"),
+        (["-O", "nonsense"], "is no setting"),
+        (["--only", "B"], "no section 'B'"),
+        (["--epochs", "many"], "not a valid integer"),
+        (["--nonsense", "1"], "No such option"),
+    ],
+)
+def test_bad_options(cli: Cli, st: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    base = [] if "--encoder" in options else ["--encoder", "stain"]
+    assert message in cli.refuses("train", st, "-o", tmp_path / "out", *base, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_panel_with_no_shared_gene(cli: Cli, st: Path, tmp_path: Path) -> None:
+    (tmp_path / "genes.txt").write_text("ENSG1\nENSG2\n")
+    line = cli.refuses("train", st, "-o", tmp_path / "out", "--encoder", "stain", "--genes", tmp_path / "genes.txt")
+    assert "none of its 2 genes is measured" in line
+
+
+def test_an_encoder_file_of_another_architecture(cli: Cli, st: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = load_encoder("timm:test_resnet", pretrained=False).module.backbone.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "w.safetensors")
+    line = cli.refuses("train", st, "-o", tmp_path / "out", "--encoder", f"timm:test_vit@{tmp_path / 'w.safetensors'}")
+    assert "another architecture" in line
+
+
+def test_a_truncated_bundle(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(ridge[1], tmp_path / "b")
+    truncate(tmp_path / "b" / "weights.safetensors")
+    line = cli.refuses("predict", tmp_path / "b", "--sections", manifest, "-o", tmp_path / "out")
+    assert "weights.safetensors is truncated or was changed" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk fills up in the middle of a store: the half of it is removed."""
+
+    def half(self: ad.AnnData, store: Path, **_: object) -> None:
+        (Path(store) / "X").mkdir(parents=True)
+        (Path(store) / "X" / "zarr.json").write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ad.AnnData, "write_zarr", half)
+    line = cli.refuses("predict", ridge[1], "--sections", manifest, "-o", tmp_path / "out")
+    assert "No space left on device" in line
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_leakage_is_refused_by_default(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path) -> None:
+    line = cli.refuses("evaluate", ridge[1], "--sections", manifest, "-o", tmp_path / "m.json")
+    assert "has learned from section" in line
+
+
+def test_predict_evaluate_report(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    unseen = sections[2].section_id
+    given = ["--sections", manifest, "--only", unseen]
+    assert cli("predict", ridge[1], *given, "-o", tmp_path / "p")[0] == 0
+    assert (tmp_path / "p" / f"{unseen}.zarr").is_dir()
+    code, out, _ = cli("evaluate", ridge[1], *given, "-o", tmp_path / "m.json")
+    assert code == 0
+    assert "heg50" in out
+    assert (tmp_path / "m.json").is_file()
+    code, out, err = cli("report", tmp_path / "p", "--sections", manifest, "--bundle", ridge[1], "-o", tmp_path / "r")
+    assert code == 0, err
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert unseen in page
+    assert list((tmp_path / "r" / "figures").glob("*.svg"))
+
+
+def test_options_are_written_back_and_can_be_given_again(cli: Cli, st: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('method = "bleep"\nencoder = "stain"\nepochs = 3\n[option.retrieval]\nk = 7\n')
+    code, _, err = cli("train", st, "-o", tmp_path / "a", "--config", tmp_path / "run.toml", "--epochs", "2")
+    assert code == 0, err
+    resolved = yaml.safe_load((tmp_path / "a.config.yaml").read_text())
+    assert resolved["epochs"] == 2  # the flag wins over the file
+    assert resolved["option"] == ["retrieval.k=7"]
+    del resolved["output"], resolved["sections"]
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(resolved))
+    assert cli("train", st, "-o", tmp_path / "b", "--config", tmp_path / "again.yaml")[0] == 0
+    for name in ("weights.safetensors", "genes.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_wrong_option_in_a_file(cli: Cli, st: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("epoch: 3\n")
+    assert "unknown option 'epoch'" in cli.refuses("train", st, "-o", tmp_path / "a", "--config", tmp_path / "run.yaml")
+
+
+def test_nothing_is_overwritten_unasked(cli: Cli, st: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert "already exists" in cli.refuses("train", st, "-o", tmp_path / "a", "--encoder", "stain")
+
+
+def test_benchmark(cli: Cli, manifest: Path, tmp_path: Path) -> None:
+    arguments = ["benchmark", manifest, "--methods", "mean,knn,ridge", "--encoder", "stain", "--inner-folds", "0"]
+    code, _, err = cli(*arguments, "-o", tmp_path / "b")
+    assert code == 0, err
+    table = pd.read_csv(tmp_path / "b" / "methods.csv").set_index(["method", "set"])
+    assert table.loc[("mean", "heg50"), "pcc"] == 0
+    assert table.loc[("ridge", "heg50"), "pcc"] > 0.2
+    assert table.loc[("ridge", "heg50"), "n_sections"] == 3
+    again = pd.read_csv(tmp_path / "b" / "comparisons.csv")
+    assert set(again["set"]) >= {"heg50", "hvg50", "all"}
+    # Continuing a finished benchmark trains nothing and gives the same table
+    assert cli(*arguments, "-o", tmp_path / "b")[0] == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "b" / "methods.csv").set_index(["method", "set"]), table)
+    assert "other settings" in cli.refuses(*arguments, "--tile-um", "60", "-o", tmp_path / "b")
+
+
+def test_doctor_and_lists(cli: Cli) -> None:
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "BAD" not in out
+    code, out, _ = cli("datasets", "list")
+    assert code == 0
+    assert "synthetic" in out
+
+
+def test_doctor_knows_the_pair_that_does_not_fit() -> None:
+    from hescribe.cli.commands.doctor import pair_problem
+
+    text = pair_problem("2.15.0+cpu", "0.29.2", "operator torchvision::nms does not exist")
+    assert "torch 2.15.0+cpu and torchvision 0.29.2 are not a pair" in text
+    assert "pip install" in text
