@@ -150,7 +150,7 @@ def _block_sizes(n_queries: int, n_keys: int, k: int, budget_bytes: int) -> tupl
 
 
 def _prepare(vectors: Features, similarity: str, device: str) -> Tensor:
-    tensor = torch.as_tensor(np.ascontiguousarray(vectors, dtype=np.float32), device=device)
+    tensor = torch.tensor(np.ascontiguousarray(vectors, dtype=np.float32), device=device)
     return F.normalize(tensor, dim=1) if similarity == "cosine" else tensor
 
 

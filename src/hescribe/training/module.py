@@ -36,17 +36,20 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum of the named losses on an augmented batch."""
-        return self._log_losses(self._augmented(batch, index), "train")
+        # Dropout draws from the global generator; seeded by epoch and batch, a resumed run draws what an
+        # uninterrupted one would
+        draw = hash((self._seed, self.current_epoch, index)) % 2**63
+        torch.manual_seed(draw)
+        return self._log_losses(self._augmented(batch, draw), "train")
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """The same on a held-out batch, as it is."""
         return self._log_losses(batch, "validation")
 
-    def _augmented(self, batch: Batch, index: int) -> Batch:
+    def _augmented(self, batch: Batch, draw: int) -> Batch:
         if batch.images.ndim != 4:
             return batch
-        # Its own generator, from epoch and batch: a resumed run draws what an uninterrupted one would
-        generator = torch.Generator().manual_seed(hash((self._seed, self.current_epoch, index)) % 2**63)
+        generator = torch.Generator().manual_seed(draw)
         images = random_symmetry(batch.images, generator)
         if self._jitter > 0:
             images = jitter_stain(images, self._jitter, generator)

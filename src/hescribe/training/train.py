@@ -69,15 +69,25 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
     run = _run_folder(Path(output), config, data, encoder.identity)
     fitter = Fitter(data, config, method_config, encoder, device)
+    try:
+        _learn(fitter, run).save(output)
+    except InputError:
+        if not any(run.rglob("last.ckpt")):  # nothing to continue from
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    for checkpoints in run.glob("*/checkpoints"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return load_bundle(output)
+
+
+def _learn(fitter: Fitter, run: Path) -> Bundle:
+    data, config = fitter.data, fitter.config
     folds = [_left_out(fitter, rows, held, run / f"fold-{i}") for i, (rows, held) in enumerate(_splits(data, config))]
     epochs = int(np.median([f.fitted.epochs for f in folds])) if folds else 0
     log.info("fitting on all %d spots%s", len(data.section), f" for {epochs} epochs" if epochs else "")
     everything = np.arange(len(data.section))
     final = fitter.fit(everything, everything[:0], panel=data.panel, folder=run / "final", epochs=epochs or None)
-    _bundle(fitter, final, folds).save(output)
-    for checkpoints in run.glob("*/checkpoints"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return load_bundle(output)
+    return _bundle(fitter, final, folds)
 
 
 @dataclass(frozen=True)

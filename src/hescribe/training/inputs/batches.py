@@ -44,12 +44,13 @@ class Spots(Dataset):
         rows = np.asarray(indices)
         section = self._section[rows]
         picked = np.stack([self._images[s][i] for s, i in zip(section, rows - self._start[section], strict=True)])
-        expression = torch.from_numpy(self._expression[rows].toarray())
+        expression = torch.tensor(self._expression[rows].toarray())
         return Batch(_to_tensor(picked), expression, torch.from_numpy(section.astype(np.int64)))
 
 
 def _to_tensor(images: Images) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    # Copied, since torch's own memory is aligned and sums in a product may depend on the alignment
+    tensor = torch.tensor(np.ascontiguousarray(images))
     return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
 
 
