@@ -1,5 +1,62 @@
-"""Read the spatial transcriptome off an H&E slide."""
+"""Read the spatial transcriptome off an H&E slide.
+
+The names below are the public ones, each imported when first used::
+
+    import hescribe as hs
+
+    sections = hs.read_sections("sections.csv")
+    bundle = hs.train(sections[:3], hs.TrainConfig(), output="bundle")
+    prediction = hs.predict(bundle, sections[3])  # AnnData, spots × genes
+    scores = hs.evaluate(bundle, sections[3:])
+    hs.pl.gene_map(prediction, "ERBB2")
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
 
 from hescribe.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from hescribe import datasets, pl
+    from hescribe.inference.bundle import Bundle, load_bundle
+    from hescribe.inference.evaluate import evaluate
+    from hescribe.inference.predict import predict, predict_sections, read_prediction
+    from hescribe.report import build_report
+    from hescribe.sections import Section, read_sections
+    from hescribe.training.benchmark import benchmark
+    from hescribe.training.config import TrainConfig
+    from hescribe.training.train import train
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submodules=["datasets", "pl"],
+    submod_attrs={
+        "inference.bundle": ["Bundle", "load_bundle"],
+        "inference.evaluate": ["evaluate"],
+        "inference.predict": ["predict", "predict_sections", "read_prediction"],
+        "report": ["build_report"],
+        "sections": ["Section", "read_sections"],
+        "training.benchmark": ["benchmark"],
+        "training.config": ["TrainConfig"],
+        "training.train": ["train"],
+    },
+)
+
+__all__ = [
+    "Bundle",
+    "Section",
+    "TrainConfig",
+    "__version__",
+    "benchmark",
+    "build_report",
+    "datasets",
+    "evaluate",
+    "load_bundle",
+    "pl",
+    "predict",
+    "predict_sections",
+    "read_prediction",
+    "read_sections",
+    "train",
+]

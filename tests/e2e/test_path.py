@@ -16,7 +16,7 @@ import pytest
 from hescribe import keys
 from hescribe.errors import BundleError, LeakageError
 from hescribe.evaluation import score_section
-from hescribe.inference import Bundle, load_bundle, predict_section, predict_sections, read_prediction
+from hescribe.inference import Bundle, load_bundle, predict, predict_sections, read_prediction
 from hescribe.inference.evaluate import evaluate, write_evaluation
 from hescribe.methods import METHODS
 from hescribe.sections import Section
@@ -99,7 +99,7 @@ def test_a_loaded_bundle_predicts_bit_for_bit(
 ) -> None:
     """On a copy elsewhere, in a new process, with an empty cache."""
     bundle, path = request.getfixturevalue(kind)
-    here = predict_section(bundle, sections[2], use_cache=False)
+    here = predict(bundle, sections[2], use_cache=False)
     shutil.copytree(path, tmp_path / "elsewhere")
     code = (
         "import sys; from hescribe.inference import load_bundle, predict_sections; "
@@ -118,15 +118,15 @@ def test_a_loaded_bundle_predicts_bit_for_bit(
 
 def test_same_seed_same_bundle(bleep: Fitted, sections: list[Section], tmp_path: Path) -> None:
     again = train(sections[:2], settings("bleep", epochs=30), output=tmp_path / "again")
-    np.testing.assert_array_equal(predict_section(again, sections[2]).X, predict_section(bleep[0], sections[2]).X)
+    np.testing.assert_array_equal(predict(again, sections[2]).X, predict(bleep[0], sections[2]).X)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_goes_the_whole_way(name: str, sections: list[Section], tmp_path: Path) -> None:
     short = {"epochs": 2} if name not in {"ridge", "mean", "knn"} else {}
     bundle = train(sections[:2], settings(name, inner_folds=0, **short), output=tmp_path / "b")
-    prediction = predict_section(load_bundle(tmp_path / "b"), sections[2])
-    np.testing.assert_array_equal(prediction.X, predict_section(bundle, sections[2]).X)
+    prediction = predict(load_bundle(tmp_path / "b"), sections[2])
+    np.testing.assert_array_equal(prediction.X, predict(bundle, sections[2]).X)
     assert np.isnan(prediction.var[keys.EXPECTED_PCC]).all()  # nothing was left out, so nothing is claimed
 
 
@@ -145,7 +145,7 @@ def test_leaks_are_refused(ridge: Fitted, sections: list[Section]) -> None:
 
 
 def test_a_prediction_of_a_training_section_cannot_be_scored(ridge: Fitted, sections: list[Section]) -> None:
-    prediction = predict_section(ridge[0], sections[0])
+    prediction = predict(ridge[0], sections[0])
     assert prediction.uns[keys.PROVENANCE]["seen_in_training"]
     with pytest.raises(LeakageError):
         score_section(prediction, sections[0].adata, allow_same_patient=True)
@@ -179,7 +179,7 @@ def test_an_interrupted_run_continues_to_the_same_result(
     assert not (tmp_path / "b").exists()
     assert (tmp_path / "b.run" / "fold-0" / "checkpoints" / "last.ckpt").exists()
     resumed = train(sections[:2], settings("bleep", epochs=30), output=tmp_path / "b")
-    np.testing.assert_array_equal(predict_section(resumed, sections[2]).X, predict_section(bleep[0], sections[2]).X)
+    np.testing.assert_array_equal(predict(resumed, sections[2]).X, predict(bleep[0], sections[2]).X)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
 from hescribe.inference.bundle import Bundle
-from hescribe.inference.predict import predict_section
+from hescribe.inference.predict import predict
 from hescribe.io.store import write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
@@ -61,7 +61,7 @@ def evaluate(
     check_unseen(bundle, paired, allow_same_patient=allow_same_patient)
     scores = []
     for section in tqdm(paired, desc="evaluate", unit="section", disable=None):
-        prediction = predict_section(bundle, section, device=device)
+        prediction = predict(bundle, section, device=device)
         scores.append(
             score_section(
                 prediction,

@@ -20,7 +20,7 @@ from hescribe.sections import Section
 from hescribe.version import __version__
 
 
-def predict_section(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True) -> ad.AnnData:
+def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True) -> ad.AnnData:
     """Predict at the measured spots of a section.
 
     Returns
@@ -91,7 +91,7 @@ def predict_sections(
     for section in tqdm(sections, desc="predict", unit="section", disable=None):
         path = Path(output) / f"{section.section_id}.zarr"
         if overwrite or not _is_finished(path, bundle):
-            write_anndata(predict_section(bundle, section, device=device), path)
+            write_anndata(predict(bundle, section, device=device), path)
         written.append(path)
     return written
 

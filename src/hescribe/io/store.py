@@ -8,10 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import anndata as ad
+from typing import TYPE_CHECKING
 
 from hescribe.errors import OutputError
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 
 def _remove(path: Path) -> None:
@@ -58,7 +60,18 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
 
 def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True) -> None:
     """Write an AnnData as a Zarr store of format 3, under its name when complete."""
-    with write_atomically(path, overwrite=overwrite) as temporary, ad.settings.override(zarr_write_format=3):
+    import warnings
+
+    import anndata as ad  # seconds to import; the command line needs only write_atomically
+
+    with (
+        write_atomically(path, overwrite=overwrite) as temporary,
+        ad.settings.override(zarr_write_format=3),
+        warnings.catch_warnings(),
+    ):
+        # Two announcements of zarr-python about its own coming defaults
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         table.write_zarr(temporary)
 
 

@@ -21,7 +21,7 @@ from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import PROTOCOLS, Split, leave_one_section_out
 from hescribe.evaluation.tables import compare_methods, gene_table, method_table, section_table, write_table
 from hescribe.inference.bundle import Bundle, load_bundle
-from hescribe.inference.predict import predict_section, read_prediction
+from hescribe.inference.predict import predict, read_prediction
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
@@ -70,7 +70,7 @@ class _Run:
             self.sections,
             splits,
             self.fit,
-            predict=lambda bundle, section: predict_section(bundle, section, device=self.device),
+            predict=lambda bundle, section: predict(bundle, section, device=self.device),
             load=self.load,
             save=lambda split, section, prediction: write_anndata(prediction, self.path(split, section)),
         )
