@@ -1,0 +1,59 @@
+"""Training by gradient descent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hescribe.datasets.synthetic import make_synthetic
+from hescribe.sections import Section, read_sections
+from hescribe.training import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
+    folder = tmp_path_factory.mktemp("tissue") / "data"
+    return read_sections(
+        make_synthetic(folder, n_patients=2, n_sections=1, side_um=700, mpp=1.0, n_genes=120, seed=5)
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small convolutional network with batch normalisation."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    return path
+
+
+def test_fine_tuning_trains_batch_statistics_too(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    """The encoder comes in evaluation mode, and Lightning keeps modes: its batch statistics stayed those it came with."""
+    config = TrainConfig(
+        method="bleep",
+        encoder=f"timm:test_resnet@{weights}",
+        genes="hvg:40",
+        fine_tune=True,
+        epochs=2,
+        inner_folds=0,
+        device="cpu",
+    )
+    bundle = train(sections, config, output=tmp_path / "bundle")
+    before = load_file(weights)
+    after = bundle.encoder.module.state_dict()
+    moved = [
+        key
+        for key, value in before.items()
+        if key.endswith("running_mean") and not torch.allclose(value, after[f"backbone.{key}"])
+    ]
+    assert moved, "no batch statistic has moved"
+    trained = [k for k, v in before.items() if k.endswith("weight") and not torch.equal(v, after[f"backbone.{k}"])]
+    assert trained
+    losses = bundle.history.query("split == 'train' and metric == 'loss'")["value"]
+    assert np.isfinite(losses).all()

@@ -1,0 +1,136 @@
+"""Batches, augmentation, gene panels and batch correction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from hescribe.errors import InputError
+from hescribe.training.inputs.augment import jitter_stain, random_symmetry
+from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader
+from hescribe.training.inputs.harmony import harmonise
+from hescribe.training.inputs.panel import choose_panel, gene_table
+
+
+@given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 5))
+def test_an_epoch_draws_each_row_at_most_once(rows: int, size: int, epoch: int) -> None:
+    sampler = SeededShuffle(np.arange(100, 100 + rows), size, seed=1)
+    sampler.set_epoch(epoch)
+    drawn = [row for batch in sampler for row in batch]
+    assert len(set(drawn)) == len(drawn)
+    assert set(drawn) <= set(range(100, 100 + rows))
+    # What is left over is less than a batch
+    assert rows - len(drawn) < min(size, rows)
+    assert len(list(sampler)) == len(sampler)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = SeededShuffle(np.arange(40), 8, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 3) == order(1, 3)
+    assert order(1, 3) != order(1, 4)
+    assert order(1, 3) != order(2, 3)
+
+
+def test_spots_of_several_sections_keep_their_own_images() -> None:
+    images = [np.full((3, 2), 1.0, np.float32), np.arange(8, dtype=np.float32).reshape(4, 2)]
+    expression = sparse.csr_matrix(np.arange(14, dtype=np.float32).reshape(7, 2))
+    spots = Spots(images, expression, np.array([0, 0, 0, 1, 1, 1, 1]))
+    batches = list(ordered_loader(spots, np.array([6, 0, 4]), batch_size=2))
+    assert [len(b.images) for b in batches] == [2, 1]
+    np.testing.assert_array_equal(batches[0].images, [[6, 7], [1, 1]])
+    np.testing.assert_array_equal(batches[1].images, [[2, 3]])
+    np.testing.assert_array_equal(batches[0].expression, [[12, 13], [0, 1]])
+    assert batches[0].section.tolist() == [1, 0]
+
+
+def test_tiles_become_channel_first() -> None:
+    tiles = np.random.default_rng(0).integers(0, 255, (2, 5, 5, 3), dtype=np.uint8)
+    spots = Spots([tiles], sparse.csr_matrix((2, 1), dtype=np.float32), np.zeros(2, dtype=np.intp))
+    batch = next(iter(ordered_loader(spots, np.array([1]), batch_size=1)))
+    np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0), tiles[1])
+
+
+def test_all_eight_symmetries_and_no_other() -> None:
+    image = torch.arange(3 * 4 * 4, dtype=torch.uint8).reshape(1, 3, 4, 4)
+    turned = random_symmetry(image.repeat(400, 1, 1, 1), torch.Generator().manual_seed(0)).numpy()
+    square = image[0].permute(1, 2, 0).numpy()
+    eight = {np.rot90(s, k).tobytes() for s in (square, square[:, ::-1]) for k in range(4)}
+    found = [np.ascontiguousarray(t.transpose(1, 2, 0)).tobytes() for t in turned]
+    assert set(found) == eight
+    # Equally likely: 50 expected of each
+    assert min(pd.Series(found).value_counts()) > 25
+
+
+def test_stain_jitter_changes_density_by_no_more_than_asked() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(30, 220, (16, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    same = jitter_stain(images, 0.0, generator)
+    assert (same.int() - images.int()).abs().max() <= 1
+    changed = jitter_stain(images, 0.2, torch.Generator().manual_seed(1))
+    assert (changed.float() - images.float()).abs().mean() > 2
+    white = jitter_stain(torch.full((4, 3, 8, 8), 255, dtype=torch.uint8), 0.2, generator)
+    assert white.float().mean() > 240, "glass stays nearly white"
+
+
+def test_the_panel_is_the_union_over_sections() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.uniform(0.2, 4.0, 300), (200, 300)).astype(np.float32)
+    counts[:100, 3] = rng.choice([0, 10], 100, p=[0.9, 0.1])  # variable in the first section alone
+    counts[100:, 8] = rng.choice([0, 10], 100, p=[0.9, 0.1])  # in the second alone
+    genes = pd.Index([f"G{i}" for i in range(300)])
+    section = np.repeat([0, 1], 100)
+    panel = choose_panel("hvg:10", sparse.csr_matrix(np.log1p(counts)), section, genes, np.ones(300, bool))
+    assert panel[3]
+    assert panel[8]
+    assert 10 < panel.sum() <= 20
+
+
+def test_other_panels(tmp_path: Path) -> None:
+    genes = pd.Index(["A", "B", "C"])
+    nothing, none = sparse.csr_matrix((2, 3), dtype=np.float32), np.zeros(2, dtype=np.intp)
+    supported = np.array([True, False, True])
+    np.testing.assert_array_equal(choose_panel("all", nothing, none, genes, supported), supported)
+    file = tmp_path / "genes.txt"
+    file.write_text("# markers\nB\nnone such\n")
+    assert choose_panel(str(file), nothing, none, genes, supported).tolist() == [False, True, False]
+    file.write_text("X\n")
+    with pytest.raises(InputError, match="none of its 1 genes is measured"):
+        choose_panel(str(file), nothing, none, genes, supported)
+
+
+def test_gene_statistics_by_hand() -> None:
+    matrix = np.array([[0, 1, 2], [0, 3, 0]], dtype=np.float32)
+    table = gene_table(sparse.csr_matrix(matrix), ["A", "B", "C"], None)
+    np.testing.assert_allclose(table["mean"], matrix.mean(0))
+    np.testing.assert_allclose(table["variance"], matrix.var(0))
+    assert table["detected"].tolist() == [0.0, 1.0, 0.5]
+
+
+def test_harmony_brings_sections_together_and_leaves_the_rest_alone() -> None:
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 2, 240)
+    section = np.repeat([0, 1, 2], 80)
+    clean = np.stack([kind * 3.0, (1 - kind) * 3.0, rng.normal(size=240), rng.normal(size=240)], axis=1)
+    shifted = clean + 2.0 * section[:, None] * np.array([1, 1, 0, 0]) + 0.1 * rng.normal(size=clean.shape)
+    expression = sparse.csr_matrix(np.hstack([shifted, np.ones((240, 1))]).astype(np.float32))
+    panel = np.array([True, True, True, True, False])
+    rows = np.flatnonzero(section < 2)
+    out = harmonise(expression, section, rows=rows, panel=panel, seed=0).toarray()
+
+    def gap(values: np.ndarray) -> float:
+        return float(np.abs(values[section == 0, :2].mean(0) - values[section == 1, :2].mean(0)).mean())
+
+    assert gap(out) < 0.5 * gap(shifted)
+    np.testing.assert_array_equal(out[section == 2], expression.toarray()[section == 2])
+    np.testing.assert_array_equal(out[:, 4], 1.0)
