@@ -7,8 +7,6 @@ The names below are the public ones, each imported when first used::
     sections = hs.read_sections("sections.csv")
     bundle = hs.train(sections[:3], hs.TrainConfig(), output="bundle")
     prediction = hs.predict(bundle, sections[3])  # AnnData, spots × genes
-    scores = hs.evaluate(bundle, sections[3:])
-    hs.pl.gene_map(prediction, "ERBB2")
 """
 
 from typing import TYPE_CHECKING

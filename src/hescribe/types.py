@@ -6,6 +6,7 @@ Shapes are written as comments in array aliases: ``n`` tiles or spots, ``g`` gen
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -23,3 +24,33 @@ Features: TypeAlias = npt.NDArray[np.float32]  #: (n, d)
 Expression: TypeAlias = npt.NDArray[np.float32]  #: (n, g) log1p of counts per 10,000
 PerGene: TypeAlias = npt.NDArray[np.float64]  #: (g,)
 SparseExpression: TypeAlias = sparse.csr_matrix  #: (n, g)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What of a tile's surroundings is described besides the tile; as made, nothing.
+
+    Attributes
+    ----------
+    scales
+        Sides of the tiles read around a centre, as multiples of the tile's side; the first is 1.
+    spreads_um
+        Standard deviations of Gaussian means over the features of the same slide's other tiles, µm.
+    centred
+        Every feature less its mean over the slide, divided by its spread there: what differs between slides as a
+        whole (stain, scanner) is taken out. It looks at the image alone.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    spreads_um: tuple[Microns, ...] = ()
+    centred: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.scales or self.scales[0] != 1.0 or any(s <= 0 for s in self.scales):
+            raise ValueError("the first scale is 1 and all are positive")
+        if any(s <= 0 for s in self.spreads_um):
+            raise ValueError("spreads are positive")
+
+    def width(self, encoder_width: int) -> int:
+        """Length of a description, from that of one tile's features."""
+        return encoder_width * len(self.scales) * (1 + len(self.spreads_um))

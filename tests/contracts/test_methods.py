@@ -10,17 +10,17 @@ from scipy import sparse
 from torch import nn
 
 from hescribe.methods import METHODS
-from hescribe.methods.base import Batch, ClosedForm, JointModel, Method, RegressionModel, Shapes
+from hescribe.methods.base import Batch, ClosedForm, JointModel, Method, Origin, RegressionModel, Shapes
 
 N, D, PANEL, G = 60, 12, 8, 15
 
 
-def data(seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, np.ndarray]:
+def data(seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, Origin]:
     """Features that decide expression."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(N, D)).astype("f")
     expression = np.maximum(features @ rng.normal(size=(D, G)) + 2, 0).astype("f")
-    return features, sparse.csr_matrix(expression), np.arange(N) // 20
+    return features, sparse.csr_matrix(expression), Origin(np.arange(N) // 20, np.arange(N) // 40)
 
 
 def built(method: Method, seed: int = 0) -> nn.Module:
@@ -29,13 +29,13 @@ def built(method: Method, seed: int = 0) -> nn.Module:
 
 
 def fitted(method: Method, seed: int = 0) -> nn.Module:
-    features, expression, groups = data()
+    features, expression, origin = data()
     model = built(method, seed)
     if isinstance(model, ClosedForm):
-        model.solve(features, expression, groups)
+        model.solve(features, expression, origin)
         return model.eval()
     batch = Batch(
-        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(groups)
+        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(origin.section)
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(30):
@@ -81,9 +81,9 @@ def test_losses_fall(method: Method) -> None:
     model = built(method)
     if isinstance(model, ClosedForm):
         pytest.skip("solved, not trained")
-    features, expression, groups = data()
+    features, expression, origin = data()
     batch = Batch(
-        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(groups)
+        torch.from_numpy(features), torch.from_numpy(expression.toarray()[:, :PANEL]), torch.from_numpy(origin.section)
     )
     before = {k: float(v.detach()) for k, v in model.eval().losses(batch).items()}
     after = {k: float(v.detach()) for k, v in fitted(method).losses(batch).items()}

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from hescribe.methods.base import Shapes
+from hescribe.methods.base import Origin, Shapes
 from hescribe.methods.ridge import Ridge, RidgeConfig, choose_penalty, solve_ridge
 
 
@@ -24,7 +24,7 @@ def planted(n: int = 120, d: int = 20, g: int = 7, noise: float = 0.3, seed: int
 
 def fitted(features, expression, groups, **config) -> Ridge:  # type: ignore[no-untyped-def]
     model = Ridge(nn.Identity(), Shapes(features.shape[1], 0, expression.shape[1]), RidgeConfig(**config))
-    model.solve(features, expression, groups)
+    model.solve(features, expression, Origin(groups, np.zeros_like(groups)))
     return model.eval()
 
 

@@ -17,9 +17,7 @@ from hescribe.training import TrainConfig, train
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
     folder = tmp_path_factory.mktemp("tissue") / "data"
-    return read_sections(
-        make_synthetic(folder, n_patients=2, n_sections=1, side_um=700, mpp=1.0, n_genes=120, seed=5)
-    )
+    return read_sections(make_synthetic(folder, n_patients=2, n_sections=1, side_um=700, mpp=1.0, n_genes=120, seed=5))
 
 
 @pytest.fixture(scope="module")

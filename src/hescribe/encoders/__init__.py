@@ -1,7 +1,18 @@
 """Encoders: image tile → feature vector."""
 
+from hescribe.encoders.context import Described, describe_tiles
 from hescribe.encoders.extract import Extraction, extract_features
 from hescribe.encoders.record import Encoder, resolve_device
 from hescribe.encoders.registry import ENCODERS, EncoderEntry, load_encoder
 
-__all__ = ["ENCODERS", "Encoder", "EncoderEntry", "Extraction", "extract_features", "load_encoder", "resolve_device"]
+__all__ = [
+    "ENCODERS",
+    "Described",
+    "Encoder",
+    "EncoderEntry",
+    "Extraction",
+    "describe_tiles",
+    "extract_features",
+    "load_encoder",
+    "resolve_device",
+]

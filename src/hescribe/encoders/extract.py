@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hescribe.encoders.record import Encoder
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
-from hescribe.types import Features, Microns, TileArray, TilePx
+from hescribe.types import Context, Features, Microns, TileArray, TilePx
 
 Precision = Literal["fp32", "bf16"]
 _VERSION = 1  #: raise when the way features are computed changes
@@ -40,12 +40,15 @@ class Extraction:
         Tiles at once. Kept with the bundle, since sums inside a batched product may depend on it.
     precision
         ``fp32``, or ``bf16`` autocast.
+    context
+        What of the surroundings is described besides the tile.
     """
 
     tile_um: Microns = 112.0
     views: int = 1
     batch_size: int = 16
     precision: Precision = "fp32"
+    context: Context = field(default_factory=Context)
 
 
 def cache_folder() -> Path:

@@ -25,6 +25,7 @@ from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
+from hescribe.types import Context
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,23 @@ class Bundle:
         """Section id → patient id of everything the bundle was learned from."""
         return dict(self.provenance["sections"])
 
-    def predictor(self, *, device: str = "cpu", use_cache: bool = True) -> TilePredictor:
-        """The bundle as a Predictor."""
+    def predictor(self, *, device: str = "cpu", use_cache: bool = True, known_patient: bool = False) -> TilePredictor:
+        """The bundle as a Predictor; methods may be bolder for a patient they have learned from."""
         return TilePredictor(
-            self.encoder, self.extraction, self._head(device), tuple(self.genes.index), device, use_cache
+            self.encoder,
+            self.extraction,
+            self._head(device, known_patient=known_patient),
+            tuple(self.genes.index),
+            device,
+            use_cache,
         )
 
-    def _head(self, device: str) -> Head:
+    def _head(self, device: str, *, known_patient: bool) -> Head:
         if isinstance(self.model, JointModel):
             if self.reference is None:
                 raise BundleError(f"method {self.method!r} retrieves, but the bundle has no reference")
             return RetrievalHead(self.model, self.reference, self.config.retrieval, device)  # type: ignore[attr-defined]
-        return RegressionHead(self.model, device)
+        return RegressionHead(self.model, device, known_patient)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the folder; it appears under its name when complete."""
@@ -202,8 +208,9 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
     method = METHODS[description["method"]]
     config = method.config.model_validate(description["method_config"])
     encoder = _restore_encoder(description["encoder"], _part(tensors, "encoder"))
-    shapes = Shapes(encoder.width, int(genes[keys.IN_PANEL].sum()), len(genes))
-    model = method.build(Standardise(encoder.width), shapes, config)
+    extraction = _read_extraction(description["extraction"])
+    width = extraction.context.width(encoder.width)
+    model = method.build(Standardise(width), Shapes(width, int(genes[keys.IN_PANEL].sum()), len(genes)), config)
     model.load_state_dict(_part(tensors, "model"), strict=True)
     reference = folder / keys.BUNDLE_REFERENCE
     trust = _part(tensors, "trust")
@@ -211,7 +218,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         method=description["method"],
         config=config,
         encoder=encoder,
-        extraction=Extraction(**description["extraction"]),
+        extraction=extraction,
         model=model.eval(),  # type: ignore[arg-type]
         reference=Reference.load(reference) if reference.exists() else None,
         genes=genes,
@@ -221,6 +228,12 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         provenance=description["provenance"],
         hash=hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest(),
     )
+
+
+def _read_extraction(facts: dict[str, Any]) -> Extraction:
+    context = facts["context"]
+    surroundings = Context(tuple(context["scales"]), tuple(context["spreads_um"]), bool(context["centred"]))
+    return Extraction(**{**facts, "context": surroundings})
 
 
 def _read_history(path: Path) -> pd.DataFrame:

@@ -32,16 +32,16 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
     tiles = section.tiles()
-    predictor = bundle.predictor(device=device, use_cache=use_cache)
-    features = predictor.features(tiles)
-    novelty = bundle.novelty.percentile(features)
+    predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=_seen_patient(bundle, section))
+    described = predictor.describe(tiles)
+    novelty = bundle.novelty.percentile(described.plain)
     obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))
     scale = bundle.trust.interval_scale(novelty) if bundle.trust else np.full(len(novelty), np.nan, dtype=np.float32)
     obs[keys.INTERVAL_SCALE] = scale
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()
-    prediction = ad.AnnData(X=predictor.head(features), obs=obs, var=bundle.genes.copy())
+    prediction = ad.AnnData(X=predictor.head(described.full), obs=obs, var=bundle.genes.copy())
     prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
     prediction.uns[keys.PROVENANCE] = _provenance(bundle, section)
     if keys.SPATIAL in section.adata.uns:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hescribe.encoders import Encoder, Extraction, extract_features
-from hescribe.methods.base import JointModel, RegressionModel, Retrieval
+from hescribe.encoders import Described, Encoder, Extraction, describe_tiles
+from hescribe.methods.base import JointModel, KnowsPatients, RegressionModel, Retrieval
 from hescribe.predictor import TileSource
 from hescribe.reference import Reference
 from hescribe.types import Expression, Features
@@ -32,9 +32,12 @@ class RegressionHead:
 
     model: RegressionModel
     device: str = "cpu"
+    known_patient: bool = False
 
     def __call__(self, features: Features) -> Expression:
         """(n, d) → (n, g)."""
+        if self.known_patient and isinstance(self.model, KnowsPatients):
+            return in_blocks(self.model.predict_known, self.model, features, self.device)
         return in_blocks(self.model.predict_expression, self.model, features, self.device)
 
 
@@ -74,13 +77,13 @@ class TilePredictor:
     device: str = "cpu"
     use_cache: bool = field(default=True)
 
-    def features(self, tiles: TileSource) -> Features:
-        """Features of every tile, from the cache where they are known."""
-        return extract_features(tiles, self.encoder, self.extraction, device=self.device, use_cache=self.use_cache)
+    def describe(self, tiles: TileSource) -> Described:
+        """Features of every tile of a slide, from the cache where they are known."""
+        return describe_tiles(tiles, self.encoder, self.extraction, device=self.device, use_cache=self.use_cache)
 
     def predict(self, tiles: TileSource) -> Expression:
         """Predicted log1p expression, (len(tiles), len(genes)) float32."""
-        return self.head(self.features(tiles))
+        return self.head(self.describe(tiles).full)
 
 
 @torch.inference_mode()

@@ -2,10 +2,11 @@
 
 from hescribe.methods.base import Method
 from hescribe.methods.bleep import BLEEP
+from hescribe.methods.fusion import FUSION
 from hescribe.methods.knn import KNN
 from hescribe.methods.mean import MEAN
 from hescribe.methods.ridge import RIDGE
 
-METHODS: dict[str, Method] = {method.name: method for method in (BLEEP, RIDGE, KNN, MEAN)}
+METHODS: dict[str, Method] = {method.name: method for method in (FUSION, BLEEP, RIDGE, KNN, MEAN)}
 
 __all__ = ["METHODS", "Method"]

@@ -100,12 +100,43 @@ class RegressionModel(nn.Module, ABC):
         """(n, …) images or features → (n, g) expression."""
 
 
+class Origin(NamedTuple):
+    """Where spots are from.
+
+    Attributes
+    ----------
+    section, patient
+        (n,) indices.
+    """
+
+    section: npt.NDArray[np.intp]
+    patient: npt.NDArray[np.intp]
+
+    @property
+    def group(self) -> npt.NDArray[np.intp]:
+        """(n,) what validation leaves out whole: the patient, or the section where there is one patient."""
+        return self.patient if len(np.unique(self.patient)) > 1 else self.section
+
+    def at(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> Origin:
+        """Of some spots."""
+        return Origin(self.section[rows], self.patient[rows])
+
+
 @runtime_checkable
 class ClosedForm(Protocol):
     """A model that is solved, not trained by gradient descent."""
 
-    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
-        """Fit to (n, d) features and (n, g) expression; ``groups`` are what inner validation leaves out whole."""
+    def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
+        """Fit to (n, d) features and (n, g) expression."""
+        ...
+
+
+@runtime_checkable
+class KnowsPatients(Protocol):
+    """A regression that predicts otherwise for a patient it has learned from than for a new one."""
+
+    def predict_known(self, images: Tensor) -> Tensor:
+        """(n, …) images or features of a patient of the training sections → (n, g) expression."""
         ...
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Retrieval, Shapes
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval, Shapes
 from hescribe.methods.layers import Standardise
 from hescribe.types import Features, SparseExpression
 
@@ -47,7 +45,7 @@ class Knn(JointModel):
         """Nothing is minimised."""
         return {}
 
-    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
+    def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Learn the features' mean and spread."""
         self.standardise.learn(torch.from_numpy(features).double())
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hescribe.methods.base import Method, MethodConfig, RegressionModel, Shapes
+from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
 from hescribe.types import Features, SparseExpression
 
 
@@ -37,7 +36,7 @@ class Mean(RegressionModel):
         """(n, …) → (n, g), all rows the same."""
         return self.mean.expand(len(images), -1)
 
-    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
+    def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Take the mean."""
         self.mean.copy_(torch.from_numpy(np.asarray(expression.mean(axis=0), dtype=np.float32).ravel()))
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor, nn
 
-from hescribe.methods.base import Method, MethodConfig, RegressionModel, Shapes
+from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
 from hescribe.types import Features, SparseExpression
 
 _PENALTIES = tuple(float(p) for p in np.logspace(-5, 1, 13))  #: as shares of the largest component's sum of squares
@@ -68,16 +68,16 @@ class Ridge(RegressionModel):
         scores = ((self.tower(images) - self.mean) / self.scale) @ self.axes
         return (scores @ self.coefficients + self.intercept).clamp_min(0.0)
 
-    def solve(self, features: Features, expression: SparseExpression, groups: npt.NDArray[np.intp]) -> None:
+    def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Fit in closed form; the penalty is chosen by leaving out one group at a time."""
         mean, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
         scale[scale < 1e-8] = 1.0
         standard = (features - mean) / scale
-        axes = _principal_axes(standard, self.axes.shape[1])
+        axes = principal_axes(standard, self.axes.shape[1])
         scores = standard @ axes
         penalty = self.config.penalty
         if penalty == "auto":
-            penalty = choose_penalty(scores, expression, groups)
+            penalty = choose_penalty(scores, expression, origin.group)
         coefficients = solve_ridge(scores, expression, (float(penalty),))[0]
         self._store("mean", mean)
         self._store("scale", scale)
@@ -92,7 +92,7 @@ class Ridge(RegressionModel):
         getattr(self, name).copy_(torch.from_numpy(np.asarray(values, dtype=np.float32)))
 
 
-def _principal_axes(standard: npt.NDArray[np.float64], components: int) -> npt.NDArray[np.float64]:
+def principal_axes(standard: npt.NDArray[np.float64], components: int) -> npt.NDArray[np.float64]:
     """(n, d) centred → (d, k) axes, all divided by one number so that the first score has unit variance."""
     _, singular, rows = np.linalg.svd(standard, full_matrices=False)
     kept = min(components, int((singular > singular[0] * 1e-6).sum()))

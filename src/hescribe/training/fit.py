@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hescribe import keys
-from hescribe.encoders import Encoder, Extraction, extract_features
+from hescribe.encoders import Described, Encoder, Extraction, describe_tiles
 from hescribe.encoders.extract import tile_stack
 from hescribe.errors import HescribeError
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
@@ -35,7 +35,7 @@ from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.memory import keep_freed_memory
 from hescribe.training.module import Training
-from hescribe.types import Features, SparseExpression
+from hescribe.types import Context, Features, SparseExpression
 
 Rows = npt.NDArray[np.intp]
 
@@ -53,7 +53,7 @@ class Fitted:
     reference
         For joint models.
     features
-        (len(rows), d) of the rows it was fitted to.
+        (len(rows), d) of the tiles it was fitted to, without their surroundings.
     epochs
         Epochs until the best held-out loss (or as many as were run).
     history
@@ -67,12 +67,12 @@ class Fitted:
     epochs: int
     history: pd.DataFrame
 
-    def head(self, config: MethodConfig, device: str) -> Head:
+    def head(self, config: MethodConfig, device: str, *, known_patient: bool) -> Head:
         """Features → expression."""
         if isinstance(self.model, JointModel):
             assert self.reference is not None  # noqa: S101 - a joint model is always fitted with one
             return RetrievalHead(self.model, self.reference, config.retrieval, device)  # type: ignore[attr-defined]
-        return RegressionHead(self.model, device)
+        return RegressionHead(self.model, device, known_patient)
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,17 @@ class Fitter:
     def extraction(self) -> Extraction:
         """How features are computed."""
         c = self.config
-        return Extraction(c.tile_um, c.views, c.extraction_batch, c.precision)
+        context = getattr(self.method_config, "context", Context())
+        return Extraction(c.tile_um, c.views, c.extraction_batch, c.precision, context)
 
-    def features(self, encoder: Encoder) -> Features:
-        """(n, d) features of all training spots; kept on disk only for an encoder that others will use too."""
+    def describe(self, encoder: Encoder) -> Described:
+        """Features of all training spots; kept on disk only for an encoder that others will use too."""
         reusable = encoder.identity == self.encoder.identity
         parts = [
-            extract_features(s.tiles(), encoder, self.extraction, device=self.device, use_cache=reusable)
+            describe_tiles(s.tiles(), encoder, self.extraction, device=self.device, use_cache=reusable)
             for s in self.data.sections
         ]
-        return np.concatenate(parts)
+        return Described(np.concatenate([p.plain for p in parts]), np.concatenate([p.full for p in parts]))
 
     def fit(
         self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_], folder: Path, epochs: int | None = None
@@ -129,23 +130,25 @@ class Fitter:
             A fixed number, instead of the method's own with early stopping.
         """
         method = self.config.method_row()
-        shapes = Shapes(self.encoder.width, int(panel.sum()), self.data.expression.shape[1])
+        shapes = Shapes(
+            self.extraction.context.width(self.encoder.width), int(panel.sum()), self.data.expression.shape[1]
+        )
         # Before the module is made, so that its first weights depend on the seed alone
         L.seed_everything(self.config.seed, workers=True, verbose=False)
         model = method.build(self._tower(), shapes, self.method_config)
         expression = self._expression(rows, panel)
         if isinstance(model, ClosedForm):
-            model.solve(self.features(self.encoder)[rows], expression[rows], self.data.group[rows])
+            model.solve(self.describe(self.encoder).full[rows], expression[rows], self.data.origin.at(rows))
             return self._finish(model, expression, rows, panel, (0, _no_history()))
         if isinstance(model.tower, Standardise):
-            model.tower.learn(torch.from_numpy(self.features(self.encoder)[rows]).double())
+            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
         history, best = self._descend(model, expression[:, panel], (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, expression, rows, panel, (best, history))
 
     def _tower(self) -> nn.Module:
         """What turns a batch's images into features: the encoder, or nothing but scaling where it is frozen."""
         if not self.config.fine_tune:
-            return Standardise(self.encoder.width)
+            return Standardise(self.extraction.context.width(self.encoder.width))
         keep_freed_memory()
         return copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
 
@@ -167,7 +170,7 @@ class Fitter:
         if self.config.fine_tune:
             encoder = encoder.with_module(model.tower)  # type: ignore[arg-type]
             model.tower = Standardise(encoder.width)
-        features = self.features(encoder)[rows]
+        described = self.describe(encoder)
         best, history = outcome
         reference = None
         if isinstance(model, JointModel):
@@ -176,10 +179,10 @@ class Fitter:
                 inputs = expression[rows][:, panel].toarray()
                 embedding = in_blocks(model.embed_expression, model, inputs, self.device)
             else:
-                embedding = in_blocks(model.embed_images, model, features, self.device)
+                embedding = in_blocks(model.embed_images, model, described.full[rows], self.device)
             genes = tuple(self.data.genes.index)
             reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows])
-        return Fitted(model.cpu(), encoder, reference, features, best, history)  # type: ignore[arg-type]
+        return Fitted(model.cpu(), encoder, reference, described.plain[rows], best, history)  # type: ignore[arg-type]
 
     def _descend(
         self,
@@ -223,7 +226,7 @@ class Fitter:
         if self.config.fine_tune:
             size = self.encoder.input_px
             return [tile_stack(s.tiles(), self.config.tile_um, size) for s in self.data.sections]
-        features = self.features(self.encoder)
+        features = self.describe(self.encoder).full
         return [features[self.data.section == i] for i in range(len(self.data.sections))]
 
     def _trainer(

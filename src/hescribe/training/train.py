@@ -122,12 +122,14 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
         data.genes["detected"].to_numpy() >= fitter.config.min_detected,
     )
     fitted = fitter.fit(rows, held, panel=panel, folder=folder)
-    features = fitter.features(fitted.encoder)[held]
-    predicted = fitted.head(fitter.method_config, device)(features)
+    described = fitter.describe(fitted.encoder)
+    patients = data.origin.patient
+    known = bool(np.isin(patients[held], patients[rows]).all())
+    predicted = fitted.head(fitter.method_config, device, known_patient=known)(described.full[held])
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
-    novelty = Novelty.fit(fitted.features, data.group[rows]).percentile(features)
+    novelty = Novelty.fit(fitted.features, data.origin.at(rows).group).percentile(described.plain[held])
     return _Fold(fitted, np.abs(predicted - truth), novelty, pcc, names)
 
 
@@ -146,7 +148,7 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
         model=final.model,
         reference=final.reference,
         genes=genes,
-        novelty=Novelty.fit(final.features, data.group),
+        novelty=Novelty.fit(final.features, data.origin.group),
         trust=trust,
         history=pd.concat(history, ignore_index=True),
         provenance={

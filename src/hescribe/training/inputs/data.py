@@ -12,7 +12,9 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.evaluation.splits import patient_key
 from hescribe.io.expression import log_normalise
+from hescribe.methods.base import Origin
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.panel import choose_panel, gene_table, shared_genes
@@ -51,13 +53,11 @@ class TrainingData:
         return self.genes[keys.IN_PANEL].to_numpy(dtype=bool)
 
     @property
-    def group(self) -> npt.NDArray[np.intp]:
-        """(n,) patient of each spot, or its section where all are of one patient: the unit that is new in use."""
-        patients = [s.patient_id.strip().casefold() for s in self.sections]
+    def origin(self) -> Origin:
+        """Section and patient of each spot."""
+        patients = [patient_key(s.patient_id) for s in self.sections]
         names = list(dict.fromkeys(patients))
-        if len(names) == 1:
-            return self.section
-        return np.array([names.index(p) for p in patients])[self.section]
+        return Origin(self.section, np.array([names.index(p) for p in patients])[self.section])
 
     def obs(self) -> pd.DataFrame:
         """Section and patient of each spot."""
