@@ -228,12 +228,10 @@ def _solve(components: Array, scores: Array, strength: Strength) -> Array:
 
 def _section_folds(origin: Origin) -> list[npt.NDArray[np.bool_]]:
     """At most five parts of the sections whose patient has others that stay: what is like predicting a known patient."""
-    folds: list[list[int]] = [[] for _ in range(_MOST_FOLDS)]
-    for patient in np.unique(origin.patient):
-        sections = np.unique(origin.section[origin.patient == patient])
-        if len(sections) > 1:
-            for i, section in enumerate(sections):
-                folds[i % _MOST_FOLDS].append(int(section))
+    # Dealt out in turn, so that a patient's sections lie in different folds
+    groups = [np.unique(origin.section[origin.patient == patient]) for patient in np.unique(origin.patient)]
+    sections = [int(s) for group in groups if len(group) > 1 for s in group]
+    folds = [sections[i::_MOST_FOLDS] for i in range(_MOST_FOLDS)]
     return [np.isin(origin.section, fold) for fold in folds if fold]
 
 
