@@ -20,7 +20,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = "bleep"
+    method: str = "fusion"
     encoder: str = "resnet50"
     genes: str = Field("hvg:1000", description="hvg:N, all, or a file with one gene a line: the embedding's panel")
     min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")

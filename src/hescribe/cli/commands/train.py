@@ -14,7 +14,7 @@ def train(
     context: typer.Context,
     sections: o.Sections,
     output: o.Output,
-    method: Annotated[str, typer.Option(help="bleep or ridge.")] = "bleep",
+    method: Annotated[str, typer.Option(help="The method; the README lists them.")] = "fusion",
     encoder: Annotated[
         str, typer.Option(help="stain, resnet50, uni …, timm:NAME or timm:NAME@FILE.safetensors.")
     ] = "resnet50",
