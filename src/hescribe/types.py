@@ -39,11 +39,14 @@ class Context:
     centred
         Every feature less its mean over the slide, divided by its spread there: what differs between slides as a
         whole (stain, scanner) is taken out. It looks at the image alone.
+    position
+        Two more numbers: where on the slide the tile is, from 0 to 1 between the outermost tiles.
     """
 
     scales: tuple[float, ...] = (1.0,)
     spreads_um: tuple[Microns, ...] = ()
     centred: bool = False
+    position: bool = False
 
     def __post_init__(self) -> None:
         if not self.scales or self.scales[0] != 1.0 or any(s <= 0 for s in self.scales):
@@ -53,4 +56,4 @@ class Context:
 
     def width(self, encoder_width: int) -> int:
         """Length of a description, from that of one tile's features."""
-        return encoder_width * len(self.scales) * (1 + len(self.spreads_um))
+        return encoder_width * len(self.scales) * (1 + len(self.spreads_um)) + 2 * self.position

@@ -75,3 +75,13 @@ def test_no_context_is_the_tile_alone(tiles: SlideTiles) -> None:
 def test_nonsense_is_refused(wrong: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match=r"scale|positive"):
         Context(**wrong)  # type: ignore[arg-type]
+
+
+def test_position_runs_from_edge_to_edge(tiles: SlideTiles) -> None:
+    how = Extraction(tile_um=60.0, context=Context(position=True))
+    described = describe_tiles(tiles, load_encoder("stain"), how, use_cache=False)
+    places = described.full[:, -2:]
+    assert places.min(axis=0).tolist() == [0, 0]
+    assert places.max(axis=0).tolist() == [1, 1]
+    assert places[:, 0].argmax() == tiles.centres[:, 0].argmax()
+    assert described.full.shape[1] == how.context.width(described.plain.shape[1])

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
-from hescribe.methods.ridge import Ridge, RidgeConfig, choose_penalty, solve_ridge
+from hescribe.methods.ridge import HestRidgeConfig, Ridge, RidgeConfig, choose_penalty, solve_ridge
 
 
 def planted(n: int = 120, d: int = 20, g: int = 7, noise: float = 0.3, seed: int = 0):  # type: ignore[no-untyped-def]
@@ -38,6 +38,17 @@ def test_equals_scikit_learns_pipeline() -> None:
     expected = SklearnRidge(alpha=alpha).fit(scores, expression.toarray()).predict(scores)
     out = model.predict_expression(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(out, np.maximum(expected, 0), atol=2e-3)
+
+
+def test_the_recipe_of_hest_benchmark() -> None:
+    features, expression, groups = planted()
+    model = Ridge(nn.Identity(), Shapes(20, 0, 7), HestRidgeConfig(components=8))
+    model.solve(features, expression, Origin(groups, groups))
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    scores = PCA(8, svd_solver="full").fit_transform(scaled)
+    judge = SklearnRidge(alpha=100 / (8 * 7), fit_intercept=False, solver="lsqr", max_iter=1000, tol=1e-10)
+    expected = judge.fit(scores, expression.toarray()).predict(scores)
+    np.testing.assert_allclose(model.predict_expression(torch.from_numpy(features)).detach(), expected, atol=1e-4)
 
 
 def test_recovers_a_planted_map_and_loses_it_when_shuffled() -> None:

@@ -50,7 +50,8 @@ def describe_tiles(
     own = np.concatenate(scales, axis=1)
     around = [gaussian_mean(own, tiles.centres * tiles.mpp, spread) for spread in context.spreads_um]
     full = np.concatenate([own, *around], axis=1)
-    return Described(scales[0], centre(full) if context.centred else full)
+    full = centre(full) if context.centred else full
+    return Described(scales[0], np.hstack([full, relative_position(tiles.centres)]) if context.position else full)
 
 
 def gaussian_mean(features: Features, centres_um: Centres, spread_um: Microns) -> Features:
@@ -74,6 +75,12 @@ def gaussian_mean(features: Features, centres_um: Centres, spread_um: Microns) -
     weights.setdiag(1.0)
     total = np.asarray(weights.sum(axis=1)).ravel()
     return np.asarray((sparse.diags(1.0 / total) @ weights) @ features, dtype=np.float32)
+
+
+def relative_position(centres: Centres) -> Features:
+    """(n, 2) positions, from 0 to 1 between the outermost tiles of each axis."""
+    low, high = centres.min(axis=0), centres.max(axis=0)
+    return np.asarray((centres - low) / np.maximum(high - low, 1e-9), dtype=np.float32)
 
 
 def centre(features: Features) -> Features:

@@ -232,7 +232,9 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
 
 def _read_extraction(facts: dict[str, Any]) -> Extraction:
     context = facts["context"]
-    surroundings = Context(tuple(context["scales"]), tuple(context["spreads_um"]), bool(context["centred"]))
+    surroundings = Context(
+        tuple(context["scales"]), tuple(context["spreads_um"]), bool(context["centred"]), bool(context["position"])
+    )
     return Extraction(**{**facts, "context": surroundings})
 
 

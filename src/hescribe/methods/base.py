@@ -180,6 +180,8 @@ class Method:
         (tower, shapes, config) → an untrained model.
     can_fine_tune
         Whether the encoder's weights can be trained with it.
+    views
+        Symmetries of a tile whose features are averaged, 1, 4 or 8, unless a run says otherwise.
     """
 
     name: str
@@ -188,3 +190,4 @@ class Method:
     config: type[MethodConfig]
     build: Build
     can_fine_tune: bool
+    views: Literal[1, 4, 8] = 1

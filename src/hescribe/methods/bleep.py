@@ -30,7 +30,7 @@ class BleepConfig(MethodConfig):
     harmony: bool = Field(
         default=False, description="correct the panel's expression between training sections by Harmony"
     )
-    optimisation: Optimisation = Optimisation(epochs=150, batch_size=512)
+    optimisation: Optimisation = Optimisation(epochs=150, batch_size=512, fewest_steps=8)
     retrieval: Retrieval = Retrieval()
 
 

@@ -118,9 +118,9 @@ class Fusion(RegressionModel):
         spots = _centre_sections(expression, origin.section, self.config.programs)
         known = self._choose_known(components, spots, origin)
         new = self._choose_new(components, spots, origin)
-        self._store("map_new", _padded(_solve(components, spots.scores, new), self.config.programs))
-        self._store("map_known", _padded(_solve(components, spots.scores, known), self.config.programs))
-        self._store("programs", _padded(spots.programs.T, self.config.programs).T)
+        self._store("map_new", _solve(components, spots.scores, new))
+        self._store("map_known", _solve(components, spots.scores, known))
+        self._store("programs", spots.programs)
         self._store("intercept", spots.sections.mean(axis=0))
         self._store("weight_regression", np.ones(expression.shape[1]))
         if self.config.retrieval and len(np.unique(origin.section)) > 2:
@@ -131,7 +131,7 @@ class Fusion(RegressionModel):
         spread[spread < 1e-8] = 1.0
         axes = principal_axes((features - mean) / spread, self.get_buffer("axes").shape[1]) / spread[:, None]
         self._store("mean", mean)
-        self._store("axes", _padded(axes, self.get_buffer("axes").shape[1]))
+        self._store("axes", axes)
         return (features - mean) @ axes
 
     def _choose_known(self, components: Array, spots: _Spots, origin: Origin) -> Strength:
@@ -170,7 +170,9 @@ class Fusion(RegressionModel):
         self.register_buffer("payload", _tensor(_padded(spots.scores, self.config.programs)).float())
 
     def _store(self, name: str, values: Array) -> None:
-        self.get_buffer(name).copy_(torch.from_numpy(np.asarray(values, dtype=np.float32)))
+        # Small data give fewer components or programs than there is room for; the rest stays zero
+        buffer = self.get_buffer(name).zero_()
+        buffer[tuple(slice(size) for size in values.shape)] = torch.from_numpy(np.asarray(values, dtype=np.float32))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         # As many keys as there were training spots
@@ -366,4 +368,5 @@ FUSION = Method(
     config=FusionConfig,
     build=_build,
     can_fine_tune=False,
+    views=4,
 )

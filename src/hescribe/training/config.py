@@ -26,7 +26,9 @@ class TrainConfig(BaseModel):
     min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")
     target_sum: TargetSum = Field(1e4, description="counts per spot after scaling, or 'median'")
     tile_um: float = Field(112.0, gt=0, description="side of a tile, µm")
-    views: Literal[1, 4, 8] = Field(1, description="symmetries of a tile whose features are averaged")
+    views: Literal[1, 4, 8] | None = Field(
+        None, description="symmetries of a tile whose features are averaged; default: the method's"
+    )
     fine_tune: bool = Field(default=False, description="train the encoder's weights too")
     epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
     batch_size: int | None = Field(None, ge=2, description="default: the method's")

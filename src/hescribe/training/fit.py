@@ -102,7 +102,8 @@ class Fitter:
         """How features are computed."""
         c = self.config
         context = getattr(self.method_config, "context", Context())
-        return Extraction(c.tile_um, c.views, c.extraction_batch, c.precision, context)
+        views = c.views or c.method_row().views
+        return Extraction(c.tile_um, views, c.extraction_batch, c.precision, context)
 
     def describe(self, encoder: Encoder) -> Described:
         """Features of all training spots; kept on disk only for an encoder that others will use too."""

@@ -23,7 +23,9 @@ def benchmark(
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
     epochs: Annotated[int | None, typer.Option(help="At most; default: each method's.")] = None,
     inner_folds: Annotated[int | None, typer.Option(help="Folds left out inside training; default: 4.")] = None,
-    views: Annotated[int, typer.Option(help="Average features over 1, 4 or 8 symmetries of a tile.")] = 1,
+    views: Annotated[
+        int | None, typer.Option(help="Average features over 1, 4 or 8 symmetries of a tile; default: the method's.")
+    ] = None,
     markers: o.Genes = "",
     only: o.Only = None,
     without: o.Without = None,

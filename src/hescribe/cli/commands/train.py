@@ -27,7 +27,9 @@ def train(
     inner_folds: Annotated[
         int | None, typer.Option(help="Folds left out for stopping and trust; default: 4, or 1 with --fine-tune.")
     ] = None,
-    views: Annotated[int, typer.Option(help="Average features over 1, 4 or 8 symmetries of a tile.")] = 1,
+    views: Annotated[
+        int | None, typer.Option(help="Average features over 1, 4 or 8 symmetries of a tile; default: the method's.")
+    ] = None,
     stain_jitter: Annotated[float, typer.Option(help="Stain augmentation with --fine-tune, 0 to 1.")] = 0.0,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     only: o.Only = None,
