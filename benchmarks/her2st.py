@@ -1,6 +1,6 @@
-"""Ridge and BLEEP, frozen and fine-tuned, on HER2ST sections.
+"""All methods, and fusion without each of its parts, on HER2ST sections.
 
-    python benchmarks/her2st.py HER2ST_FOLDER ENCODER -o results/her2st [--tile-um 154]
+    python benchmarks/her2st.py HER2ST_FOLDER ENCODER -o results/her2st [--methods "ridge;fusion;bleep fine-tuned"]
 
 HER2ST_FOLDER has the public repository's layout (ST-cnts, ST-imgs, ST-spotfiles). Splits: a section of a known
 patient from its neighbours, and a section of a new patient. Writes a table of HEG-50, HVG-50 and all genes with 95 %
@@ -28,11 +28,23 @@ SPLITS = {
 }
 METHODS = {
     "mean": {"method": "mean", "inner_folds": 0},
+    "coordinate-knn": {"method": "coordinate-knn"},
     "knn": {"method": "knn"},
+    "ridge-hest": {"method": "ridge-hest"},
     "ridge": {"method": "ridge"},
+    "ridge, 4 views": {"method": "ridge", "views": 4},
+    "fusion": {"method": "fusion"},
+    "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
+    "fusion, tile alone": {"method": "fusion", "options": {"context": {"centred": True}}},
+    "fusion, 1 view": {"method": "fusion", "views": 1},
+    "fusion, as for a known patient": {
+        "method": "fusion",
+        "options": {"new": {"programs": 20, "penalty": 0.01}, "retrieval": False},
+    },
     "bleep frozen": {"method": "bleep"},
     "bleep fine-tuned": {"method": "bleep", "fine_tune": True, "epochs": 15, "inner_folds": 0},
 }
+QUICK = [name for name in METHODS if "fine-tuned" not in name]
 
 
 def write_manifest(folder: Path, path: Path) -> Path:
@@ -59,7 +71,7 @@ def main() -> None:
     parser.add_argument("encoder")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tile-um", type=float, default=112.0)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=";".join(QUICK), help="with semicolons")
     parser.add_argument("--splits", default=",".join(SPLITS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -67,7 +79,7 @@ def main() -> None:
     sections = read_sections(write_manifest(args.folder, args.output / "sections.csv"))
     tables = []
     for split in args.splits.split(","):
-        for name in args.methods.split(","):
+        for name in args.methods.split(";"):
             config = TrainConfig(encoder=args.encoder, tile_um=args.tile_um, seed=args.seed, **METHODS[name])
             folder = args.output / f"{split}, {name}, {args.tile_um:g} µm, seed {args.seed}".replace(" ", "_")
             fitting, testing = (select_sections(sections, side) for side in SPLITS[split])
