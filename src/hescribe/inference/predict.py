@@ -73,9 +73,24 @@ def _seen_patient(bundle: Bundle, section: Section) -> bool:
 
 
 def predict_sections(
-    bundle: Bundle, sections: Sequence[Section], output: str | Path, *, device: str = "cpu", overwrite: bool = False
+    bundle: Bundle,
+    sections: Sequence[Section],
+    output: str | Path,
+    *,
+    device: str = "cpu",
+    min_pcc: float | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Predict sections into ``output/<section_id>.zarr``; finished ones of the same bundle are kept.
+
+    Parameters
+    ----------
+    bundle, sections, output, device
+        What predicts, what is predicted, where to, and on which device.
+    min_pcc
+        Write only genes whose ``expected_pcc`` is at least this.
+    overwrite
+        Replace predictions that are there.
 
     Returns
     -------
@@ -84,24 +99,40 @@ def predict_sections(
 
     Raises
     ------
+    InputError
+        No gene can be trusted that far.
     OutputError
-        A prediction of another bundle is already there and may not be replaced.
+        A prediction of another bundle, or with another choice of genes, is already there and may not be replaced.
     """
+    genes = _trusted(bundle, min_pcc)
     written = []
     for section in tqdm(sections, desc="predict", unit="section", disable=None):
         path = Path(output) / f"{section.section_id}.zarr"
-        if overwrite or not _is_finished(path, bundle):
-            write_anndata(predict(bundle, section, device=device), path)
+        if overwrite or not _is_finished(path, bundle, genes):
+            write_anndata(predict(bundle, section, device=device)[:, genes].copy(), path)
         written.append(path)
     return written
 
 
-def _is_finished(path: Path, bundle: Bundle) -> bool:
+def _trusted(bundle: Bundle, min_pcc: float | None) -> list[str]:
+    if min_pcc is None:
+        return list(bundle.genes.index)
+    expected = bundle.genes[keys.EXPECTED_PCC]
+    genes = list(bundle.genes.index[expected >= min_pcc])
+    if not genes:
+        best = f"the best one has {expected.max():.2f}" if expected.notna().any() else "it was trained without folds"
+        raise InputError(f"no gene of this bundle has an expected correlation of {min_pcc:g}", fix=best)
+    return genes
+
+
+def _is_finished(path: Path, bundle: Bundle, genes: list[str]) -> bool:
     if not path.exists():
         return False
-    made_by = read_prediction(path).uns[keys.PROVENANCE].get("bundle")
-    if made_by != bundle.hash:
+    there = read_prediction(path)
+    if there.uns[keys.PROVENANCE].get("bundle") != bundle.hash:
         raise OutputError(f"{path} holds a prediction of another bundle (choose another output or pass --overwrite)")
+    if list(there.var_names) != genes:
+        raise OutputError(f"{path} holds a prediction of other genes (choose another output or pass --overwrite)")
     return True
 
 

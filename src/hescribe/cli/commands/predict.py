@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from hescribe.cli import options as o
@@ -13,6 +15,9 @@ def predict(
     bundle: o.BundlePath,
     sections: o.SectionsOption,
     output: o.Output,
+    min_pcc: Annotated[
+        float | None, typer.Option(help="Write only genes whose expected correlation is at least this, e.g. 0.2.")
+    ] = None,
     only: o.Only = None,
     without: o.Without = None,
     seed: o.Seed = 0,
@@ -26,7 +31,9 @@ def predict(
 
     chosen = o.choose_sections(sections, only=only, without=without)
     trained = load_bundle(bundle)
-    written = predict_sections(trained, chosen, output, device=resolve_device(device), overwrite=overwrite)
+    written = predict_sections(
+        trained, chosen, output, device=resolve_device(device), min_pcc=min_pcc, overwrite=overwrite
+    )
     write_resolved(context, output)
     for path in written:
         typer.echo(str(path))
