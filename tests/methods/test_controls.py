@@ -8,8 +8,8 @@ from scipy import sparse
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
-from hescribe.methods.knn import Knn
-from hescribe.methods.mean import Mean
+from hescribe.methods.baselines.knn import Knn
+from hescribe.methods.baselines.mean import Mean
 
 
 def test_mean_is_the_training_mean_everywhere() -> None:

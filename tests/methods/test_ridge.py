@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
-from hescribe.methods.ridge import HestRidgeConfig, Ridge, RidgeConfig, choose_penalty, solve_ridge
+from hescribe.methods.baselines.ridge import HestRidgeConfig, Ridge, RidgeConfig, choose_penalty, solve_ridge
 
 
 def planted(n: int = 120, d: int = 20, g: int = 7, noise: float = 0.3, seed: int = 0):  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hescribe.datasets.synthetic import make_synthetic
+from hescribe.inference import load_bundle, predict
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
 
@@ -55,3 +56,25 @@ def test_fine_tuning_trains_batch_statistics_too(sections: list[Section], weight
     assert trained
     losses = bundle.history.query("split == 'train' and metric == 'loss'")["value"]
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("method", ["cmrcnet", "stnet"])
+def test_other_methods_fine_tune_and_come_back_from_disk(
+    sections: list[Section], weights: Path, tmp_path: Path, method: str
+) -> None:
+    config = TrainConfig(
+        method=method,
+        encoder=f"timm:test_resnet@{weights}",
+        genes="hvg:40",
+        fine_tune=True,
+        epochs=1,
+        inner_folds=0,
+        device="cpu",
+        options={"optimisation": {"average": 0.5}},
+    )
+    bundle = train(sections[:1], config, output=tmp_path / "bundle")
+    first = predict(bundle, sections[1])
+    again = predict(load_bundle(tmp_path / "bundle"), sections[1])
+    np.testing.assert_array_equal(first.X, again.X)
+    assert bundle.encoder.pool == ("tokens" if method == "cmrcnet" else "own")
+    assert np.isfinite(first.X).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ class Encoder:
         Whether the weights may be stored in a bundle; gated ones may not.
     trainable
         Whether gradients reach its weights.
+    pool
+        Its own pooling, or the mean of its tokens.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Encoder:
     licence: str
     redistributable: bool = True
     trainable: bool = True
+    pool: Literal["own", "tokens"] = "own"
 
     def with_module(self, module: nn.Module) -> Encoder:
         """The same encoder with other weights, hence another identity."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from hescribe.encoders.foundation import load_foundation
 from hescribe.encoders.record import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from hescribe.encoders.stain import STAIN_INPUT_PX, load_stain
-from hescribe.encoders.timm import load_timm
+from hescribe.encoders.timm import load_cmrcnet_vit, load_timm
 from hescribe.errors import EncoderError
 from hescribe.types import Mpp, TilePx
 
@@ -25,7 +25,7 @@ class EncoderEntry:
     name
         What a user types.
     kind
-        ``timm``, ``stain`` or ``foundation``.
+        ``timm``, ``stain``, ``foundation`` or ``untrained``.
     source
         The name under which the loader knows it.
     width, input_px, mean, std, mpp
@@ -54,6 +54,7 @@ _NC = "CC-BY-NC-ND-4.0"
 ENCODERS: dict[str, EncoderEntry] = {entry.name: entry for entry in (
     EncoderEntry("stain", "stain", "stain", 63, STAIN_INPUT_PX, 0.5, "Apache-2.0", False, ""),
     EncoderEntry("resnet50", "timm", "resnet50", 2048, 224, None, "Apache-2.0", False, f"{_HUB}/timm/resnet50.a1_in1k"),
+    EncoderEntry("cmrcnet-vit", "untrained", "cmrcnet-vit", 768, 224, None, "Apache-2.0", False, ""),
     EncoderEntry("uni", "foundation", "uni", 1024, 224, 0.5, _NC, True, f"{_HUB}/MahmoodLab/UNI"),
     EncoderEntry("uni2-h", "foundation", "uni2", 1536, 224, 0.5, _NC, True, f"{_HUB}/MahmoodLab/UNI2-h"),
     EncoderEntry("conch", "foundation", "conch", 512, 448, 0.5, _NC, True, f"{_HUB}/MahmoodLab/conch", _CLIP_MEAN, _CLIP_STD),
@@ -96,6 +97,8 @@ def load_encoder(name: str, *, pretrained: bool = True) -> Encoder:
         raise EncoderError(f"unknown encoder {name!r}", path="--encoder", fix=f"one of {known}, or timm:<architecture>")
     if entry.kind == "stain":
         return load_stain()
+    if entry.kind == "untrained":
+        return load_cmrcnet_vit()
     if entry.kind == "timm":
         return load_timm(entry.source, pretrained=pretrained)
     return load_foundation(entry)

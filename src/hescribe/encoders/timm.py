@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from hescribe.encoders.record import Encoder, Normalised, weights_identity
+from hescribe.encoders.record import IMAGENET_MEAN, IMAGENET_STD, Encoder, Normalised, weights_identity
 from hescribe.errors import EncoderError
 
 
@@ -46,6 +46,28 @@ def load_timm(name: str, *, weights: Path | None = None, pretrained: bool = True
         identity=weights_identity(f"timm:{name}", module),
         licence=str(getattr(backbone, "pretrained_cfg", {}).get("license") or "see the weights' source"),
     )
+
+
+def load_cmrcnet_vit() -> Encoder:
+    """The image encoder of CMRCNet, which its code trains from scratch: of use with fine-tuning only.
+
+    A vision transformer of patch 32, width 768, depth 8 and 8 heads (the paper says ViT-B/32, which has depth 12 and
+    12 heads); linear weights start from a truncated normal of σ = 0.01. The seed is fixed, so the bundle of a frozen
+    run still finds the same encoder.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = VisionTransformer(img_size=224, patch_size=32, embed_dim=768, depth=8, num_heads=8, num_classes=0)
+        for module in backbone.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    module = Normalised(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
+    identity = weights_identity("cmrcnet-vit", module)
+    return Encoder("cmrcnet-vit", module, 768, 224, None, identity, licence="Apache-2.0")
 
 
 def _create(name: str, *, pretrained: bool) -> nn.Module:

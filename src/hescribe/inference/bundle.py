@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hescribe import keys
-from hescribe.encoders import Encoder, Extraction, load_encoder
+from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens
 from hescribe.errors import BundleError, HescribeError
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, TilePredictor
@@ -118,6 +118,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
             "input_px": encoder.input_px,
             "licence": encoder.licence,
             "weights_included": encoder.redistributable,
+            "pool": encoder.pool,
         },
         "extraction": asdict(bundle.extraction),
         "provenance": bundle.provenance,
@@ -251,6 +252,8 @@ def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _restore_encoder(facts: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
     encoder = load_encoder(facts["name"], pretrained=not facts["weights_included"])
+    if facts["pool"] == "tokens":
+        encoder = mean_of_tokens(encoder)
     if facts["weights_included"]:
         encoder.module.load_state_dict(weights, strict=True)
         encoder = encoder.with_module(encoder.module)

@@ -2,14 +2,16 @@
 
 from hescribe.methods.base import Method
 from hescribe.methods.baselines.coordinate import COORDINATE_KNN
+from hescribe.methods.baselines.knn import KNN
+from hescribe.methods.baselines.mean import MEAN
+from hescribe.methods.baselines.ridge import RIDGE, RIDGE_HEST
+from hescribe.methods.baselines.stnet import STNET
 from hescribe.methods.bleep import BLEEP
+from hescribe.methods.cmrcnet import CMRCNET
 from hescribe.methods.fusion import FUSION
-from hescribe.methods.knn import KNN
-from hescribe.methods.mean import MEAN
-from hescribe.methods.ridge import RIDGE, RIDGE_HEST
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (FUSION, BLEEP, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
+    method.name: method for method in (FUSION, BLEEP, CMRCNET, STNET, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
 }
 
 __all__ = ["METHODS", "Method"]

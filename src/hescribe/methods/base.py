@@ -46,6 +46,12 @@ class Optimisation(MethodConfig):
     batch_size: int = Field(512, ge=2, description="spots a step; halved until an epoch has the fewest steps wanted")
     fewest_steps: int = Field(4, ge=1, description="steps an epoch should have at least, on small data")
     learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float | None = Field(
+        None, gt=0, description="reached along a cosine over all epochs; none: the rate stays"
+    )
+    average: float | None = Field(
+        None, gt=0, lt=1, description="decay of a running mean of the weights, which is then what is kept"
+    )
     weight_decay: float = Field(1e-3, ge=0)
     patience: int = Field(20, ge=1, description="epochs without a better held-out loss before stopping")
 
@@ -91,7 +97,10 @@ class JointModel(nn.Module, ABC):
 
 
 class RegressionModel(nn.Module, ABC):
-    """Expression straight from the image; there is no reference."""
+    """Expression straight from the image; there is no reference.
+
+    One that is trained by gradient descent has ``losses`` as a JointModel has, on all genes of the output.
+    """
 
     tower: nn.Module
 
@@ -182,6 +191,8 @@ class Method:
         Whether the encoder's weights can be trained with it.
     views
         Symmetries of a tile whose features are averaged, 1, 4 or 8, unless a run says otherwise.
+    tokens
+        When fine-tuning, the tower gives (n, t, features) tokens; in use, the model gets their mean.
     """
 
     name: str
@@ -191,3 +202,4 @@ class Method:
     build: Build
     can_fine_tune: bool
     views: Literal[1, 4, 8] = 1
+    tokens: bool = False

@@ -30,7 +30,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
 from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
-from hescribe.methods.ridge import principal_axes
+from hescribe.methods.baselines.ridge import principal_axes
 from hescribe.types import Context, Features, SparseExpression
 
 Array = npt.NDArray[np.float64]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hescribe import keys
-from hescribe.encoders import Described, Encoder, Extraction, describe_tiles
+from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, TokenTower, describe_tiles
 from hescribe.encoders.extract import tile_stack
 from hescribe.errors import HescribeError
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
@@ -143,7 +143,8 @@ class Fitter:
             return self._finish(model, expression, rows, panel, (0, _no_history()))
         if isinstance(model.tower, Standardise):
             model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
-        history, best = self._descend(model, expression[:, panel], (rows, held_out), folder=folder, epochs=epochs)
+        targets = expression[:, panel] if isinstance(model, JointModel) else expression
+        history, best = self._descend(model, targets, (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, expression, rows, panel, (best, history))
 
     def _tower(self) -> nn.Module:
@@ -151,7 +152,8 @@ class Fitter:
         if not self.config.fine_tune:
             return Standardise(self.extraction.context.width(self.encoder.width))
         keep_freed_memory()
-        return copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
+        module = copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
+        return TokenTower(module) if isinstance(module, MeanOfTokens) else module
 
     def _expression(self, rows: Rows, panel: npt.NDArray[np.bool_]) -> SparseExpression:
         if not getattr(self.method_config, "harmony", False):
@@ -169,7 +171,8 @@ class Fitter:
         """Part model and tower, and build the reference from the fitted rows; held-out truth is never in it."""
         encoder = self.encoder
         if self.config.fine_tune:
-            encoder = encoder.with_module(model.tower)  # type: ignore[arg-type]
+            tower = model.tower.pooled if isinstance(model.tower, TokenTower) else model.tower
+            encoder = encoder.with_module(tower)  # type: ignore[arg-type]
             model.tower = Standardise(encoder.width)
         described = self.describe(encoder)
         best, history = outcome
@@ -203,7 +206,9 @@ class Fitter:
         if done.is_file():
             model.load_state_dict(load_file(folder / "best.safetensors"))
             return pd.read_csv(folder / "history.csv"), int(json.loads(done.read_text())["epochs"])
-        module = Training(model, optimisation, stain_jitter=self.config.stain_jitter, seed=self.config.seed)
+        module = Training(
+            model, optimisation, epochs=most, stain_jitter=self.config.stain_jitter, seed=self.config.seed
+        )
         trainer, keeper = self._trainer(folder, most, stopping=len(held_out) > 0, patience=optimisation.patience)
         batch_size = optimisation.batch_for(len(fitting))
         loader = training_loader(spots, fitting, batch_size=batch_size, seed=self.config.seed)
@@ -218,7 +223,7 @@ class Fitter:
             trainer.fit(module, loader, validation, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")
-        best = _restore_best(model, keeper, most if not len(held_out) else None)
+        best = _restore_best(module, keeper, most if not len(held_out) else None)
         history = _read_history(folder / "csv" / "metrics.csv")
         _mark_done(folder, model, history, best)
         return history, best
@@ -263,15 +268,16 @@ class Fitter:
         return trainer, keeper
 
 
-def _restore_best(model: nn.Module, keeper: ModelCheckpoint, fixed: int | None) -> int:
+def _restore_best(module: Training, keeper: ModelCheckpoint, fixed: int | None) -> int:
     """Load the weights of the best epoch; without held-out spots the last epoch is taken."""
-    if fixed is not None:
-        return fixed
-    # Written by this very run; weights_only refuses anything but tensors and numbers
-    checkpoint = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
-    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    model.load_state_dict(state)
-    return int(checkpoint["epoch"]) + 1
+    best = fixed
+    if best is None:
+        # Written by this very run; weights_only refuses anything but tensors and numbers
+        checkpoint = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        best = int(checkpoint["epoch"]) + 1
+    module.keep_average()
+    return best
 
 
 def _mark_done(folder: Path, model: nn.Module, history: pd.DataFrame, best: int) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hescribe.methods.base import Batch, JointModel, Optimisation
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry
@@ -20,17 +22,25 @@ class Training(L.LightningModule):
     model
         The model.
     optimisation
-        Learning rate and weight decay.
+        Learning rate and its course, weight decay, averaging of weights.
+    epochs
+        Over which the learning rate falls.
     stain_jitter
         Strength of stain augmentation, on images.
     seed
         Of the augmentation.
     """
 
-    def __init__(self, model: nn.Module, optimisation: Optimisation, *, stain_jitter: float, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimisation: Optimisation, *, epochs: int, stain_jitter: float, seed: int
+    ) -> None:
         super().__init__()
         self.model: JointModel = model  # type: ignore[assignment]
         self._optimisation = optimisation
+        self._epochs = epochs
+        decay = optimisation.average
+        # Part of the state, hence of every checkpoint
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         self._jitter = stain_jitter
         self._seed = seed
 
@@ -41,6 +51,16 @@ class Training(L.LightningModule):
         draw = hash((self._seed, self.current_epoch, index)) % 2**63
         torch.manual_seed(draw)
         return self._log_losses(self._augmented(batch, draw), "train")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the running mean of the weights."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def keep_average(self) -> None:
+        """Give the model the averaged weights, where there are such."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """The same on a held-out batch, as it is."""
@@ -66,7 +86,11 @@ class Training(L.LightningModule):
         return total
 
     def configure_optimizers(self) -> Any:
-        """AdamW at a constant rate, as BLEEP."""
+        """AdamW, at a constant rate as BLEEP or along a cosine as CMRCNet."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         settings = self._optimisation
-        return torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        if settings.final_learning_rate is None:
+            return optimiser
+        schedule = CosineAnnealingLR(optimiser, T_max=self._epochs, eta_min=settings.final_learning_rate)
+        return {"optimizer": optimiser, "lr_scheduler": schedule}

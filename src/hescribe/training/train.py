@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from hescribe import keys
-from hescribe.encoders import load_encoder, resolve_device
+from hescribe.encoders import load_encoder, mean_of_tokens, resolve_device
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
@@ -67,6 +67,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     encoder = load_encoder(config.encoder)
     if config.fine_tune and not encoder.trainable:
         raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
+    if config.fine_tune and config.method_row().tokens:
+        encoder = mean_of_tokens(encoder)
     run = _run_folder(Path(output), config, data, encoder.identity)
     fitter = Fitter(data, config, method_config, encoder, device)
     try:
