@@ -91,7 +91,7 @@ class Reference:
         neighbours = self.search(
             queries, 1 if how.imputation == "top1" else how.k, similarity=how.similarity, device=device
         )
-        weights = weigh(self.embedding, queries, neighbours, mode=how.imputation)
+        weights = weigh(self.embedding, queries, neighbours, mode=how.imputation, temperature=how.temperature)
         return np.asarray((weights @ self.expression).toarray(), dtype=np.float32)
 
     def save(self, path: Path) -> None:
@@ -173,12 +173,18 @@ def _search_block(queries: Tensor, keys_: Features, k: int, key_rows: int, simil
 
 
 def weigh(
-    keys_: Features, queries: Features, neighbours: Neighbours, *, mode: Literal["mean", "weighted", "top1"]
+    keys_: Features,
+    queries: Features,
+    neighbours: Neighbours,
+    *,
+    mode: Literal["mean", "weighted", "top1", "softmax"],
+    temperature: float = 1.0,
 ) -> SparseExpression:
     """Weights of the reference spots for each query, (n, m) sparse, rows sum to 1.
 
     ``mean``: 1/K each. ``weighted``: proportional to ``exp(−(‖z_k − z_q‖² − d₁ + 1))``, with d₁ the squared
     distance to the first neighbour, on the embeddings as they are. ``top1``: the first neighbour alone.
+    ``softmax``: of the similarities divided by the temperature.
     """
     indices = neighbours.indices[:, :1] if mode == "top1" else neighbours.indices
     if mode == "weighted":
@@ -187,6 +193,10 @@ def weigh(
         # The paper's "+ 1" cancels in the normalisation; shifting by the smallest distance instead of
         # the first avoids overflow and cancels just the same
         weights = np.exp(-(squared - squared.min(axis=1, keepdims=True)))
+        weights /= weights.sum(axis=1, keepdims=True)
+    elif mode == "softmax":
+        logits = neighbours.similarity.astype(np.float64) / temperature
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
     else:
         weights = np.full(indices.shape, 1.0 / indices.shape[1])

@@ -10,7 +10,16 @@ from scipy import sparse
 from torch import nn
 
 from hescribe.methods import METHODS
-from hescribe.methods.base import Batch, ClosedForm, JointModel, Method, Origin, RegressionModel, Shapes
+from hescribe.methods.base import (
+    Batch,
+    ClosedForm,
+    JointModel,
+    LearnsPrototypes,
+    Method,
+    Origin,
+    RegressionModel,
+    Shapes,
+)
 
 N, D, PANEL, G = 60, 12, 8, 15
 
@@ -42,6 +51,8 @@ def fitted(method: Method, seed: int = 0) -> nn.Module:
     batch = Batch(
         torch.from_numpy(features), torch.from_numpy(targets(model, expression)), torch.from_numpy(origin.section)
     )
+    if isinstance(model, LearnsPrototypes):
+        model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(30):
         optimiser.zero_grad()
@@ -90,6 +101,8 @@ def test_losses_fall(method: Method) -> None:
     batch = Batch(
         torch.from_numpy(features), torch.from_numpy(targets(model, expression)), torch.from_numpy(origin.section)
     )
+    if isinstance(model, LearnsPrototypes):
+        model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
     before = {k: float(v.detach()) for k, v in model.eval().losses(batch).items()}
     after = {k: float(v.detach()) for k, v in fitted(method).losses(batch).items()}
     assert sum(after.values()) < sum(before.values())

@@ -7,11 +7,14 @@ from hescribe.methods.baselines.mean import MEAN
 from hescribe.methods.baselines.ridge import RIDGE, RIDGE_HEST
 from hescribe.methods.baselines.stnet import STNET
 from hescribe.methods.bleep import BLEEP
+from hescribe.methods.carhe import CARHE
+from hescribe.methods.carhe_clip import CARHE_CLIP
 from hescribe.methods.cmrcnet import CMRCNET
 from hescribe.methods.fusion import FUSION
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (FUSION, BLEEP, CMRCNET, STNET, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
+    method.name: method
+    for method in (FUSION, BLEEP, CMRCNET, CARHE, CARHE_CLIP, STNET, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
 }
 
 __all__ = ["METHODS", "Method"]

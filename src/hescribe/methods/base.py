@@ -71,7 +71,8 @@ class Retrieval(MethodConfig):
     """How expression is read off the reference."""
 
     k: int = Field(50, ge=1, description="neighbours")
-    imputation: Literal["mean", "weighted", "top1"] = "mean"
+    imputation: Literal["mean", "weighted", "top1", "softmax"] = "mean"
+    temperature: float = Field(1.0, gt=0, description="of the softmax over similarities, where that is the imputation")
     key: Literal["expression", "image"] = Field(
         "expression", description="which embedding of a training spot is its key"
     )
@@ -137,6 +138,23 @@ class ClosedForm(Protocol):
 
     def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Fit to (n, d) features and (n, g) expression."""
+        ...
+
+
+@runtime_checkable
+class LearnsPrototypes(Protocol):
+    """A joint model whose reference are not spots but clusters of them."""
+
+    def learn_prototypes(self, expression: SparseExpression, origin: Origin, *, seed: int) -> None:
+        """From (n, panel) training transcriptomes, before any training by gradient descent."""
+        ...
+
+    def assign(self, expression: Tensor) -> Tensor:
+        """(n, panel) → (n,) prototype of each transcriptome."""
+        ...
+
+    def embed_prototypes(self) -> Tensor:
+        """(m, dim) keys."""
         ...
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_targets(images: Tensor, expression: Tensor, *, temperature: float = 1.0) -> Tensor:
+def soft_targets(
+    images: Tensor, expression: Tensor, *, temperature: float | Tensor = 1.0, off_diagonal: float = 1.0
+) -> Tensor:
     """How alike the spots of a batch are, as rows of probabilities (BLEEP, eq. 2).
 
     ``T = softmax_row((V Vᵀ + X Xᵀ) / 2 / τ)``. Gradients flow through.
@@ -22,6 +24,8 @@ def soft_targets(images: Tensor, expression: Tensor, *, temperature: float = 1.0
         (n, dim) embeddings V and X.
     temperature
         τ.
+    off_diagonal
+        Similarities of different spots are divided by this (CarHE's code: 1.1).
 
     Returns
     -------
@@ -29,6 +33,9 @@ def soft_targets(images: Tensor, expression: Tensor, *, temperature: float = 1.0
         (n, n), rows sum to 1.
     """
     similarity = (images @ images.T + expression @ expression.T) / 2
+    if off_diagonal != 1.0:
+        same = torch.eye(len(similarity), device=similarity.device, dtype=torch.bool)
+        similarity = torch.where(same, similarity, similarity / off_diagonal)
     return F.softmax(similarity / temperature, dim=-1)
 
 
@@ -41,9 +48,10 @@ def contrastive_loss(
     images: Tensor,
     expression: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     smooth: bool = True,
     renormalise: bool = False,
+    off_diagonal: float = 1.0,
 ) -> Tensor:
     """Symmetric contrastive loss with softened targets, for every spot (BLEEP, eq. 3).
 
@@ -59,6 +67,8 @@ def contrastive_loss(
         Softened targets; otherwise the identity, which is plain CLIP.
     renormalise
         Make the rows of ``Tᵀ`` sum to 1. The published code does not.
+    off_diagonal
+        As in ``soft_targets``.
 
     Returns
     -------
@@ -67,10 +77,26 @@ def contrastive_loss(
     """
     logits = expression @ images.T / temperature
     if smooth:
-        targets = soft_targets(images, expression, temperature=temperature)
+        targets = soft_targets(images, expression, temperature=temperature, off_diagonal=off_diagonal)
     else:
         targets = torch.eye(len(logits), device=logits.device, dtype=logits.dtype)
     transposed = targets.T
     if renormalise:
         transposed = transposed / transposed.sum(dim=-1, keepdim=True)
     return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, transposed)) / 2
+
+
+def aligned_loss(images: Tensor, genes: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Symmetric alignment with given targets: ``½ [CE(P Cᵀ / τ, T) + CE(C Pᵀ / τ, T)]``, the mean over the batch.
+
+    Parameters
+    ----------
+    images, genes
+        (n, dim) P and C.
+    targets
+        (n, n) T, rows sum to 1.
+    temperature
+        τ.
+    """
+    logits = images @ genes.T / temperature
+    return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)).mean() / 2

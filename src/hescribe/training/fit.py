@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file, save_file
+from scipy import sparse
 from torch import nn
 
 from hescribe import keys
@@ -26,7 +28,15 @@ from hescribe.encoders.extract import tile_stack
 from hescribe.errors import HescribeError
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
 from hescribe.io.store import write_atomically
-from hescribe.methods.base import ClosedForm, JointModel, MethodConfig, Optimisation, RegressionModel, Shapes
+from hescribe.methods.base import (
+    ClosedForm,
+    JointModel,
+    LearnsPrototypes,
+    MethodConfig,
+    Optimisation,
+    RegressionModel,
+    Shapes,
+)
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
 from hescribe.training.config import TrainConfig
@@ -141,6 +151,8 @@ class Fitter:
         if isinstance(model, ClosedForm):
             model.solve(self.describe(self.encoder).full[rows], expression[rows], self.data.origin.at(rows))
             return self._finish(model, expression, rows, panel, (0, _no_history()))
+        if isinstance(model, LearnsPrototypes):
+            model.learn_prototypes(expression[rows][:, panel], self.data.origin.at(rows), seed=self.config.seed)
         if isinstance(model.tower, Standardise):
             model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
         targets = expression[:, panel] if isinstance(model, JointModel) else expression
@@ -177,7 +189,9 @@ class Fitter:
         described = self.describe(encoder)
         best, history = outcome
         reference = None
-        if isinstance(model, JointModel):
+        if isinstance(model, LearnsPrototypes):
+            reference = self._prototypes(model, expression[rows], panel)
+        elif isinstance(model, JointModel):
             key = self.method_config.retrieval.key  # type: ignore[attr-defined]
             if key == "expression":
                 inputs = expression[rows][:, panel].toarray()
@@ -187,6 +201,21 @@ class Fitter:
             genes = tuple(self.data.genes.index)
             reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows])
         return Fitted(model.cpu(), encoder, reference, described.plain[rows], best, history)  # type: ignore[arg-type]
+
+    def _prototypes(self, model: Any, expression: SparseExpression, panel: npt.NDArray[np.bool_]) -> Reference:
+        """Keys are the prototypes, payload the mean expression of the spots of each."""
+        cluster = in_blocks(model.assign, model, expression[:, panel].toarray(), self.device).astype(np.intp)
+        with torch.inference_mode():
+            embedding = model.embed_prototypes().float().cpu().numpy()
+        sizes = np.bincount(cluster, minlength=len(embedding))
+        member = sparse.csr_matrix(
+            (np.ones(len(cluster)), (cluster, np.arange(len(cluster)))), shape=(len(sizes), len(cluster))
+        )
+        means = sparse.csr_matrix(sparse.diags(1.0 / np.maximum(sizes, 1)) @ member @ expression, dtype=np.float32)
+        used = sizes > 0
+        names = pd.Index([f"prototype {i}" for i in np.flatnonzero(used)])
+        obs = pd.DataFrame({"spots": sizes[used]}, index=names)
+        return Reference(embedding[used], means[used], tuple(self.data.genes.index), obs)
 
     def _descend(
         self,

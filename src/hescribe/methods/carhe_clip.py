@@ -1,0 +1,82 @@
+"""carhe-clip: the variant in CarHE's public code, a CLIP of frozen tile features and a panel of genes.
+
+github.com/Jwzouchenlab/CarHE (2025). Its evaluations had the answer in the retrieval gallery; here keys are training
+spots alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Retrieval, Shapes
+from hescribe.methods.layers import ProjectionHead
+from hescribe.methods.losses import contrastive_loss
+
+_COLDEST = 0.01
+
+
+class CarheClipConfig(MethodConfig):
+    """Settings of carhe-clip; the defaults are those of the code."""
+
+    dropout: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(1.0, gt=0, description="where τ starts; it is learned, and never below 0.01")
+    off_diagonal: float = Field(
+        1.1, gt=0, description="similarities of different spots are divided by this in the targets"
+    )
+    optimisation: Optimisation = Optimisation(epochs=100, batch_size=32, learning_rate=1e-4, weight_decay=2e-3)
+    retrieval: Retrieval = Retrieval(k=5, similarity="euclidean")
+
+
+class CarheClip(JointModel):
+    """Only the gene side has a projection head, whose output is as long as the encoder's features.
+
+    Parameters
+    ----------
+    tower
+        Images → (n, features).
+    shapes
+        Sizes.
+    config
+        Settings.
+    """
+
+    def __init__(self, tower: nn.Module, shapes: Shapes, config: CarheClipConfig) -> None:
+        super().__init__()
+        self.tower = tower
+        self.config = config
+        self.expression_head = ProjectionHead(shapes.panel, shapes.features, dropout=config.dropout)
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """The features themselves."""
+        return self.tower(images)
+
+    def embed_expression(self, expression: Tensor) -> Tensor:
+        """(n, panel) → (n, features)."""
+        return self.expression_head(expression)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The contrastive loss on unit vectors."""
+        images = F.normalize(self.embed_images(batch.images).float(), dim=1)
+        expression = F.normalize(self.embed_expression(batch.expression).float(), dim=1)
+        temperature = self.log_temperature.exp().clamp_min(_COLDEST)
+        contrast = contrastive_loss(images, expression, temperature=temperature, off_diagonal=self.config.off_diagonal)
+        return {"contrastive": contrast.mean()}
+
+
+def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:
+    assert isinstance(config, CarheClipConfig)  # noqa: S101 - the table pairs them
+    return CarheClip(tower, shapes, config)
+
+
+CARHE_CLIP = Method(
+    name="carhe-clip",
+    summary="the CLIP of CarHE's public code: gene panel aligned with tile features, five nearest spots",
+    source="github.com/Jwzouchenlab/CarHE",
+    config=CarheClipConfig,
+    build=_build,
+    can_fine_tune=True,
+)
