@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from hescribe.cli.main import run
 from hescribe.encoders import load_encoder
-from hescribe.inference import Bundle
+from hescribe.inference import Bundle, read_prediction
 
 Fitted = tuple[Bundle, Path]
 
@@ -208,6 +208,18 @@ def test_predict_evaluate_report(cli: Cli, ridge: Fitted, sections, manifest: Pa
     page = (tmp_path / "r" / "index.html").read_text()
     assert unseen in page
     assert list((tmp_path / "r" / "figures").glob("*.svg"))
+
+
+def test_only_genes_that_can_be_trusted(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    unseen = sections[2].section_id
+    given = ["predict", ridge[1], "--sections", manifest, "--only", unseen]
+    assert cli(*given, "-o", tmp_path / "p", "--min-pcc", "0.2")[0] == 0
+    expected = ridge[0].genes["expected_pcc"]
+    written = read_prediction(tmp_path / "p" / f"{unseen}.zarr")
+    assert set(written.var_names) == set(expected.index[expected >= 0.2])
+    assert 0 < written.n_vars < len(expected)
+    assert "other genes" in cli.refuses(*given, "-o", tmp_path / "p")
+    assert "no gene of this bundle" in cli.refuses(*given, "-o", tmp_path / "q", "--min-pcc", "0.999")
 
 
 def test_options_are_written_back_and_can_be_given_again(cli: Cli, st: Path, tmp_path: Path) -> None:
