@@ -143,6 +143,10 @@ def test_the_unbroken_section_trains(cli: Cli, st: Path, tmp_path: Path) -> None
         (["--method", "bleep", "-O", "retrieval.kk=3"], "retrieval.kk"),
         (["-O", "nonsense"], "is no setting"),
         (["--only", "B"], "no section 'B'"),
+        (
+            ["--method", "bleep", "--fine-tune", "--encoder", "cmrcnet-vit", "-O", "context.centred=true"],
+            "with a frozen encoder only",
+        ),
         (["--epochs", "many"], "valid integer"),
         (["--nonsense", "1"], "No such option"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Retrieval, Shapes
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import contrastive_loss
+from hescribe.types import Context
 
 
 class BleepConfig(MethodConfig):
@@ -30,6 +31,7 @@ class BleepConfig(MethodConfig):
     harmony: bool = Field(
         default=False, description="correct the panel's expression between training sections by Harmony"
     )
+    context: Context = Field(Context(), description="what of a tile is described, with a frozen encoder")
     optimisation: Optimisation = Optimisation(epochs=150, batch_size=512, fewest_steps=8)
     retrieval: Retrieval = Retrieval()
 

@@ -28,7 +28,7 @@ from hescribe.training.config import TrainConfig
 from hescribe.training.fit import Fitted, Fitter, Rows
 from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
-from hescribe.types import Features, PerGene
+from hescribe.types import Context, Features, PerGene
 from hescribe.version import __version__
 
 log = logging.getLogger("hescribe")
@@ -67,6 +67,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     encoder = load_encoder(config.encoder)
     if config.fine_tune and not encoder.trainable:
         raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
+    if config.fine_tune and getattr(method_config, "context", Context()) != Context():
+        raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
     if config.fine_tune and config.method_row().tokens:
         encoder = mean_of_tokens(encoder)
     run = _run_folder(Path(output), config, data, encoder.identity)
