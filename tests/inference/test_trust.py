@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hescribe.inference.trust import COVERAGE, Novelty, fit_trust
+from hescribe.inference.trust import COVERAGE, Novelty, Trust, fit_trust
 
 
 def residuals(rng: np.random.Generator, n: int, scale: np.ndarray) -> np.ndarray:
@@ -43,7 +43,9 @@ def test_novelty_is_a_percentile_of_the_training_tiles_own_distance() -> None:
     model = Novelty.fit(features, np.repeat(np.arange(3), 200))
     same = model.percentile(rng.normal(size=(500, 20)).astype("f"))
     assert same.mean() == pytest.approx(50, abs=8)
-    assert (model.percentile(features[:10] + 50) == 100).all()
+    near, far = (model.percentile(features[:10] + shift) for shift in (50, 500))
+    assert (near > 99.5).all()
+    assert (far > near).all() and (far <= 100).all()
     assert (model.percentile(features[:1] + np.linspace(0, 30, 5)[:, None].astype("f")).argsort() == np.arange(5)).all()
 
 
@@ -57,3 +59,23 @@ def test_few_tiles_and_constant_features() -> None:
     features[:, 0] = [0, 1, 2, 3]
     model = Novelty.fit(features, np.array([0, 0, 1, 1]))
     assert np.isfinite(model.percentile(features)).all()
+
+
+def test_what_one_patient_says_of_another_is_less_sure_where_expression_is_high() -> None:
+    trust = Trust(np.array([0.5, 0.5, 0.5]), np.array([0.3, 1.0, 1.0]), np.array([30.0, 60.0]), np.ones(3))
+    wider = trust.for_another_patient(np.array([0.0, 1.0, 4.0]))
+    # τ = 0.53 μ^0.65: 0, 0.53, 1.305; half-widths add in quadrature
+    np.testing.assert_allclose(wider.interval, np.hypot([0.3, 1.0, 1.0], 1.645 * np.array([0, 0.53, 1.305])), rtol=1e-3)
+    np.testing.assert_array_equal(wider.expected_pcc, trust.expected_pcc)
+
+
+def test_the_prior_covers_a_new_patient_as_often_as_it_says() -> None:
+    """Patients whose levels differ as the prior has it: one patient's own interval falls short, the wider one does not."""
+    rng = np.random.default_rng(4)
+    mean = np.full(400, 2.0)
+    errors = [np.abs(rng.normal(0, 0.6, (300, 400))).astype("f") for _ in range(3)]
+    trust = fit_trust(errors, [rng.uniform(0, 100, 300).astype("f")] * 3, np.zeros(400))
+    shift = rng.normal(0, 0.53 * 2.0**0.65, 400)
+    another = np.abs(rng.normal(shift, 0.6, (300, 400)))
+    assert (another <= trust.interval).mean() < 0.7
+    assert (another <= trust.for_another_patient(mean).interval).mean() == pytest.approx(COVERAGE, abs=0.03)

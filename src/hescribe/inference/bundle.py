@@ -45,8 +45,11 @@ class Bundle:
     genes
         One row a gene, in the order of a prediction: ``gene_ids``, ``in_panel``, ``mean``, ``variance``
         and ``detected`` in the training sections, ``expected_pcc``, ``interval``.
-    novelty, trust
-        From left-out training sections; ``trust`` is None where none could be left out.
+    novelty
+        From the training tiles.
+    trust, trust_known
+        From left-out training sections: for a new patient, and for a patient of the training sections. None where
+        nothing could be left out; ``trust`` then stands in for a missing ``trust_known``.
     history
         Training curves, long format.
     provenance
@@ -64,12 +67,24 @@ class Bundle:
     trust: Trust | None
     history: pd.DataFrame
     provenance: dict[str, Any]
+    trust_known: Trust | None = None
     hash: str = ""
 
     @property
     def training_sections(self) -> dict[str, str]:
         """Section id → patient id of everything the bundle was learned from."""
         return dict(self.provenance["sections"])
+
+    def trust_for(self, *, known_patient: bool) -> Trust | None:
+        """How far predictions can be trusted, for a patient of the training sections or for a new one."""
+        return self.trust_known if known_patient and self.trust_known is not None else self.trust
+
+    def var(self, *, known_patient: bool) -> pd.DataFrame:
+        """``genes`` with the trust that goes with the patient: the ``var`` of a prediction."""
+        genes, trust = self.genes.copy(), self.trust_for(known_patient=known_patient)
+        if trust is not None:
+            genes[keys.EXPECTED_PCC], genes[keys.INTERVAL] = trust.expected_pcc, trust.interval
+        return genes
 
     def predictor(self, *, device: str = "cpu", use_cache: bool = True, known_patient: bool = False) -> TilePredictor:
         """The bundle as a Predictor; methods may be bolder for a patient they have learned from."""
@@ -130,8 +145,9 @@ def _tensors(bundle: Bundle) -> dict[str, Tensor]:
     if bundle.encoder.redistributable:
         parts["encoder"] = bundle.encoder.module.state_dict()
     parts["novelty"] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in asdict(bundle.novelty).items()}
-    if bundle.trust is not None:
-        parts["trust"] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in bundle.trust.arrays().items()}
+    for name, trust in (("trust", bundle.trust), ("trust_known", bundle.trust_known)):
+        if trust is not None:
+            parts[name] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in trust.arrays().items()}
     return {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
         for part, tensors in parts.items()
@@ -214,7 +230,6 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
     model = method.build(Standardise(width), Shapes(width, int(genes[keys.IN_PANEL].sum()), len(genes)), config)
     model.load_state_dict(_part(tensors, "model"), strict=True)
     reference = folder / keys.BUNDLE_REFERENCE
-    trust = _part(tensors, "trust")
     return Bundle(
         method=description["method"],
         config=config,
@@ -224,7 +239,8 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         reference=Reference.load(reference) if reference.exists() else None,
         genes=genes,
         novelty=Novelty(**{k: v.numpy() for k, v in _part(tensors, "novelty").items()}),
-        trust=Trust(**{k: v.numpy() for k, v in trust.items()}) if trust else None,
+        trust=_restore_trust(tensors, "trust"),
+        trust_known=_restore_trust(tensors, "trust_known"),
         history=_read_history(folder / keys.BUNDLE_HISTORY),
         provenance=description["provenance"],
         hash=hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest(),
@@ -244,6 +260,11 @@ def _read_history(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
+
+
+def _restore_trust(tensors: dict[str, Tensor], name: str) -> Trust | None:
+    arrays = _part(tensors, name)
+    return Trust(**{k: v.numpy() for k, v in arrays.items()}) if arrays else None
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

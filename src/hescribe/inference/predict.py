@@ -32,16 +32,18 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
     tiles = section.tiles()
-    predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=_seen_patient(bundle, section))
+    known = _seen_patient(bundle, section)
+    predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=known)
     described = predictor.describe(tiles)
     novelty = bundle.novelty.percentile(described.plain)
     obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))
-    scale = bundle.trust.interval_scale(novelty) if bundle.trust else np.full(len(novelty), np.nan, dtype=np.float32)
+    trust = bundle.trust_for(known_patient=known)
+    scale = trust.interval_scale(novelty) if trust else np.full(len(novelty), np.nan, dtype=np.float32)
     obs[keys.INTERVAL_SCALE] = scale
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()
-    prediction = ad.AnnData(X=predictor.head(described.full), obs=obs, var=bundle.genes.copy())
+    prediction = ad.AnnData(X=predictor.head(described.full), obs=obs, var=bundle.var(known_patient=known))
     prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
     prediction.uns[keys.PROVENANCE] = _provenance(bundle, section)
     if keys.SPATIAL in section.adata.uns:
@@ -104,9 +106,9 @@ def predict_sections(
     OutputError
         A prediction of another bundle, or with another choice of genes, is already there and may not be replaced.
     """
-    genes = _trusted(bundle, min_pcc)
+    chosen = [trusted_genes(bundle, min_pcc, known_patient=_seen_patient(bundle, s)) for s in sections]
     written = []
-    for section in tqdm(sections, desc="predict", unit="section", disable=None):
+    for section, genes in zip(tqdm(sections, desc="predict", unit="section", disable=None), chosen, strict=True):
         path = Path(output) / f"{section.section_id}.zarr"
         if overwrite or not _is_finished(path, bundle, genes):
             write_anndata(predict(bundle, section, device=device)[:, genes].copy(), path)
@@ -114,10 +116,17 @@ def predict_sections(
     return written
 
 
-def _trusted(bundle: Bundle, min_pcc: float | None) -> list[str]:
+def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool) -> list[str]:
+    """Genes whose ``expected_pcc`` for such a patient is at least ``min_pcc``; all where that is None.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
     if min_pcc is None:
         return list(bundle.genes.index)
-    expected = bundle.genes[keys.EXPECTED_PCC]
+    expected = bundle.var(known_patient=known_patient)[keys.EXPECTED_PCC]
     genes = list(bundle.genes.index[expected >= min_pcc])
     if not genes:
         best = f"the best one has {expected.max():.2f}" if expected.notna().any() else "it was trained without folds"

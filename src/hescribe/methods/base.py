@@ -211,6 +211,8 @@ class Method:
         Symmetries of a tile whose features are averaged, 1, 4 or 8, unless a run says otherwise.
     tokens
         When fine-tuning, the tower gives (n, t, features) tokens; in use, the model gets their mean.
+    knows_patients
+        Its models implement `KnowsPatients`; what can be trusted is then learned for both kinds of patient.
     """
 
     name: str
@@ -221,3 +223,4 @@ class Method:
     can_fine_tune: bool
     views: Literal[1, 4, 8] = 1
     tokens: bool = False
+    knows_patients: bool = False

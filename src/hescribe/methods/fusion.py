@@ -369,4 +369,5 @@ FUSION = Method(
     build=_build,
     can_fine_tune=False,
     views=4,
+    knows_patients=True,
 )

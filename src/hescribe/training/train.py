@@ -95,26 +95,48 @@ def _learn(fitter: Fitter, run: Path) -> Bundle:
 
 
 @dataclass(frozen=True)
-class _Fold:
-    fitted: Fitted
+class _Judged:
+    """What was left out, as predicted for a known patient or for a new one."""
+
     residuals: Features
-    novelty: npt.NDArray[np.float32]
     pcc: list[PerGene]
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """``known`` and ``new`` where the fold can tell: a patient left out whole cannot be a known one."""
+
+    fitted: Fitted
+    novelty: npt.NDArray[np.float32]
+    known: _Judged | None
+    new: _Judged
     name: str
 
 
 def _splits(data: TrainingData, config: TrainConfig) -> list[tuple[Rows, Rows]]:
+    """Rows to learn from and rows left out: whole patients, sections of one patient, or blocks of one section.
+
+    For a method that predicts otherwise for a known patient, sections of patients who stay are left out besides.
+    """
     if config.folds == 0:
         return []
-    masks = inner_splits(
-        [s.patient_id for s in data.sections], data.section, data.centres, max_folds=max(config.folds, 2)
-    )
-    return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in masks[: config.folds]]
+    patients, folds = [s.patient_id for s in data.sections], max(config.folds, 2)
+    masks = inner_splits(patients, data.section, data.centres, max_folds=folds)[: config.folds]
+    if config.method_row().knows_patients and len(np.unique(data.origin.patient)) > 1:
+        masks += _of_known_patients(data, folds)[: config.folds]
+    return [(np.flatnonzero(~mask), np.flatnonzero(mask)) for mask in masks]
+
+
+def _of_known_patients(data: TrainingData, folds: int) -> list[npt.NDArray[np.bool_]]:
+    """Masks of sections whose patient has others, which are dealt out so that some of these always stay."""
+    of_patient = [np.unique(data.section[data.origin.patient == p]) for p in np.unique(data.origin.patient)]
+    sections = [int(s) for own in of_patient if len(own) > 1 for s in own]
+    return [np.isin(data.section, sections[i::folds]) for i in range(min(folds, len(sections)))]
 
 
 def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     """Fit without some sections and predict them."""
-    data, device = fitter.data, fitter.device
+    data = fitter.data
     names = ", ".join(dict.fromkeys(data.sections[i].section_id for i in data.section[held]))
     log.info("inner fold: %d spots to learn from, %s left out (%d spots)", len(rows), names, len(held))
     # The panel too is chosen without the sections that are left out
@@ -127,20 +149,27 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     )
     fitted = fitter.fit(rows, held, panel=panel, folder=folder)
     described = fitter.describe(fitted.encoder)
+    novelty = Novelty.fit(fitted.features, data.origin.at(rows).group).percentile(described.plain[held])
     patients = data.origin.patient
-    known = bool(np.isin(patients[held], patients[rows]).all())
-    predicted = fitted.head(fitter.method_config, device, known_patient=known)(described.full[held])
+    stays = bool(np.isin(patients[held], patients[rows]).all())
+    new = _judge(fitter, fitted, described.full, held, known_patient=False)
+    known = _judge(fitter, fitted, described.full, held, known_patient=True) if stays else None
+    return _Fold(fitted, novelty, known, new, names)
+
+
+def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
+    data = fitter.data
+    predicted = fitted.head(fitter.method_config, fitter.device, known_patient=known_patient)(features[held])
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
-    novelty = Novelty.fit(fitted.features, data.origin.at(rows).group).percentile(described.plain[held])
-    return _Fold(fitted, np.abs(predicted - truth), novelty, pcc, names)
+    return _Judged(np.abs(predicted - truth), pcc)
 
 
 def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
     data, config = fitter.data, fitter.config
     genes = data.genes.copy()
-    trust = _trust(folds)
+    trust, known = _trusts(folds, genes["mean"].to_numpy(dtype=np.float64))
     genes[keys.EXPECTED_PCC] = trust.expected_pcc if trust else np.nan
     genes[keys.INTERVAL] = trust.interval if trust else np.nan
     history = [f.fitted.history.assign(fold=f.name) for f in folds] + [final.history.assign(fold="all sections")]
@@ -154,6 +183,7 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
         genes=genes,
         novelty=Novelty.fit(final.features, data.origin.group),
         trust=trust,
+        trust_known=known,
         history=pd.concat(history, ignore_index=True),
         provenance={
             "version": __version__,
@@ -169,14 +199,23 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
     )
 
 
-def _trust(folds: list[_Fold]) -> Trust | None:
-    if not folds:
-        return None
+def _trusts(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
+    """For a new patient and for a known one."""
+    staying = [(f.known, f.novelty) for f in folds if f.known is not None]
+    leaving = [(f.new, f.novelty) for f in folds if f.known is None]
+    known = _trust(staying) if staying else None
+    if leaving or not folds:
+        return (_trust(leaving) if leaving else None), known
+    # One patient: how it would go with another can be said only with what is known of patients in general
+    return _trust([(f.new, f.novelty) for f in folds]).for_another_patient(mean), known
+
+
+def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]]) -> Trust:
+    per_section = np.stack([pcc for one, _ in judged for pcc in one.pcc])
+    seen = np.isfinite(per_section)
     with np.errstate(invalid="ignore"):
-        per_section = np.stack([pcc for f in folds for pcc in f.pcc])
-        known = np.isfinite(per_section)
-        expected = np.where(known, per_section, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
-    return fit_trust([f.residuals for f in folds], [f.novelty for f in folds], expected)
+        expected = np.where(seen, per_section, 0).sum(axis=0) / np.where(seen.any(axis=0), seen.sum(axis=0), np.nan)
+    return fit_trust([one.residuals for one, _ in judged], [novelty for _, novelty in judged], expected)
 
 
 def _run_folder(output: Path, config: TrainConfig, data: TrainingData, identity: str) -> Path:

@@ -1,0 +1,217 @@
+"""All methods, and fusion without each of its parts, on real sections: without leakage, over seeds, with intervals.
+
+    python benchmarks/methods.py her2st FOLDER ENCODER -o results [--methods "ridge;fusion"] [--seeds 0,1,2]
+    python benchmarks/methods.py mob FOLDER ENCODER -o results
+
+FOLDER is that of the public data: HER2ST in its repository's layout (ST-cnts, ST-imgs, ST-spotfiles), or the three
+mouse olfactory bulbs of STUtility. Each method, split and seed is trained and scored once; a run that was interrupted
+goes on. Writes ``runs.csv`` (a row for each section, gene set and seed) and ``table.md`` (means over seeds, then over
+the sections of a protocol; the interval is of a bootstrap over sections and blocks of tissue).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hescribe.evaluation import markdown, section_table, select_sections, write_table
+from hescribe.evaluation.scores import SectionScores
+from hescribe.evaluation.tables import bootstrap_mean
+from hescribe.inference.evaluate import evaluate
+from hescribe.metrics.resampling import percentile_interval
+from hescribe.sections import Section, read_sections
+from hescribe.training import TrainConfig, train
+
+METHODS = {
+    "mean": {"method": "mean", "inner_folds": 0},
+    "coordinate-knn": {"method": "coordinate-knn"},
+    "knn": {"method": "knn"},
+    "ridge-hest": {"method": "ridge-hest"},
+    "ridge": {"method": "ridge"},
+    "ridge, 4 views": {"method": "ridge", "views": 4},
+    "stnet": {"method": "stnet"},
+    "bleep": {"method": "bleep"},
+    "bleep, 4 views": {"method": "bleep", "views": 4},
+    "cmrcnet": {"method": "cmrcnet"},
+    "carhe": {"method": "carhe"},
+    "carhe-clip": {"method": "carhe-clip"},
+    "fusion": {"method": "fusion"},
+    "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
+    "fusion, tile alone": {"method": "fusion", "options": {"context": {"centred": True}}},
+    "fusion, 1 view": {"method": "fusion", "views": 1},
+    "fusion, as for a known patient": {
+        "method": "fusion",
+        "options": {"new": {"programs": 20, "penalty": 0.01}, "retrieval": False},
+    },
+    "bleep fine-tuned": {"method": "bleep", "fine_tune": True, "epochs": 15, "inner_folds": 0},
+    "cmrcnet fine-tuned": {"method": "cmrcnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
+    "stnet fine-tuned": {"method": "stnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
+}
+SETS = ("heg50", "hvg50", "detected10", "all")
+#: closed form: every seed gives the same figures, so one is enough
+SEEDLESS = {"mean", "coordinate-knn", "knn", "ridge-hest", "ridge", "fusion"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sections to learn from and to test on, and the protocol the split is part of."""
+
+    protocol: str
+    fitting: tuple[str, ...]
+    testing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{'+'.join(self.fitting)}-to-{'+'.join(self.testing)}"
+
+
+def leave_one_out(protocol: str, ids: Sequence[str]) -> list[Split]:
+    return [Split(protocol, tuple(i for i in ids if i != held), (held,)) for held in ids]
+
+
+_C = ("C2", "C3", "C4", "C5")
+SPLITS = {
+    "her2st": [
+        *leave_one_out("known patient", _C),
+        Split("new patient, C to B", _C, ("B4",)),
+        Split("new patient, B to C", ("B4",), _C),
+    ],
+    "mob": leave_one_out("leave one section out", ("MOB1", "MOB2", "MOB3")),
+}
+
+
+def her2st_rows(folder: Path) -> list[dict[str, object]]:
+    return [
+        {
+            "section_id": image.parent.name,
+            "patient_id": image.parent.name[0],
+            "image": image.absolute(),
+            "expression": (folder / "ST-cnts" / f"{image.parent.name}.tsv.gz").absolute(),
+            "positions": (folder / "ST-spotfiles" / f"{image.parent.name}_selection.tsv").absolute(),
+            "technology": "st",
+        }
+        for image in sorted((folder / "ST-imgs").glob("*/*/*.jpg"))
+    ]
+
+
+def mob_rows(folder: Path) -> list[dict[str, object]]:
+    return [
+        {
+            "section_id": image.stem,
+            "patient_id": image.stem,  # the source does not say whether the replicates are of one mouse
+            "image": image.absolute(),
+            "expression": (folder / f"{image.stem}.tsv.gz").absolute(),
+            "positions": (folder / f"{image.stem}_selection.tsv").absolute(),
+            "technology": "st",
+            "mpp": 3.4,  # not stated in the source; an array of 6.5 mm
+        }
+        for image in sorted(folder.glob("MOB*.jpg"))
+    ]
+
+
+ROWS = {"her2st": her2st_rows, "mob": mob_rows}
+
+
+def main() -> None:
+    args = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.output.mkdir(parents=True, exist_ok=True)
+    manifest = args.output / "sections.csv"
+    pd.DataFrame(ROWS[args.data](args.folder)).to_csv(manifest, index=False)
+    sections = read_sections(manifest)
+    for name in args.methods.split(";"):
+        seeds = args.seeds.split(",")
+        for seed in seeds[:1] if METHODS[name]["method"] in SEEDLESS else seeds:
+            config = TrainConfig(encoder=args.encoder, tile_um=args.tile_um, seed=int(seed), **METHODS[name])
+            for split in SPLITS[args.data]:
+                if args.protocols and split.protocol not in args.protocols.split(";"):
+                    continue
+                record = args.output / "runs" / f"{split.name}, {name}, {args.tile_um:g} um, seed {seed}"
+                if not record.with_suffix(".json").is_file():
+                    run(sections, split, name, config, record)
+    summarise(args.output)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=sorted(SPLITS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("encoder")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tile-um", type=float, default=112.0)
+    parser.add_argument(
+        "--methods", default=";".join(n for n in METHODS if "fine-tuned" not in n), help="with semicolons"
+    )
+    parser.add_argument("--protocols", default="", help="with semicolons; default: all")
+    parser.add_argument("--seeds", default="0,1,2")
+    return parser.parse_args()
+
+
+def run(sections: list[Section], split: Split, name: str, config: TrainConfig, record: Path) -> None:
+    """Train, predict and score once; the record is written last."""
+    start = time.perf_counter()
+    bundle = train(select_sections(sections, split.fitting), config, output=record.with_suffix(".bundle"))
+    seconds = time.perf_counter() - start
+    scores = evaluate(bundle, select_sections(sections, split.testing), allow_same_patient=True, seed=0)
+    table = section_table(scores).assign(method=name, protocol=split.protocol, seed=config.seed, seconds=seconds)
+    table = table[table["set"].isin(SETS)]
+    facts = {"table": table.to_dict("records"), "resamples": [_resamples(s) for s in scores]}
+    record.with_suffix(".json").write_text(json.dumps(facts))
+    print(table[["protocol", "method", "section_id", "set", "pcc", "seconds"]].to_string(index=False, header=False))
+
+
+def _resamples(score: SectionScores) -> dict[str, list[float]]:
+    return {name: score.resamples[name].tolist() for name in SETS}
+
+
+def summarise(folder: Path) -> None:
+    """Tables over everything that has been run so far."""
+    rows, draws = [], {}
+    for path in sorted((folder / "runs").glob("*.json")):
+        facts = json.loads(path.read_text())
+        rows += facts["table"]
+        ids = list(dict.fromkeys(row["section_id"] for row in facts["table"]))
+        for section, resamples in zip(ids, facts["resamples"], strict=True):
+            first = next(row for row in facts["table"] if row["section_id"] == section)
+            for name, values in resamples.items():
+                key = (first["protocol"], first["method"], name, section)
+                draws.setdefault(key, []).append(values)
+    runs = pd.DataFrame(rows)
+    write_table(runs, folder / "runs.csv")
+    write_table(means(runs, draws), folder / "table.csv")
+    wide = means(runs, draws)
+    wide["figure"] = wide.apply(lambda r: f"{r['pcc']:.3f} [{r['low']:.2f}, {r['high']:.2f}]", axis=1)
+    table = wide.pivot_table(
+        index=["protocol", "method", "seeds", "minutes"], columns="set", values="figure", aggfunc="first"
+    )[list(SETS)]
+    (folder / "table.md").write_text(markdown(table.reset_index(), digits=1))
+
+
+def means(runs: pd.DataFrame, draws: dict[tuple[str, ...], list[list[float]]]) -> pd.DataFrame:
+    """A row for each protocol, method and gene set."""
+    out = []
+    for (protocol, method, name), part in runs.groupby(["protocol", "method", "set"], sort=False):
+        sections = sorted(part["section_id"].unique())
+        by_seed = part.groupby("seed")["pcc"].mean()
+        stacked = np.stack([np.mean(draws[protocol, method, name, s], axis=0) for s in sections])
+        low, high = percentile_interval(bootstrap_mean(stacked, sections, n_resamples=1000, seed=0))
+        figures = part[["pcc", "ceiling", "coverage", "expected_pcc_spearman"]].astype(float).mean()
+        out.append(
+            {"protocol": protocol, "method": method, "set": name, "sections": len(sections), "seeds": len(by_seed)}
+            | figures.to_dict()
+            | {"low": low, "high": high, "seed_spread": by_seed.max() - by_seed.min()}
+            | {"minutes": part["seconds"].max() / 60}
+        )
+    return pd.DataFrame(out)
+
+
+if __name__ == "__main__":
+    main()
