@@ -7,7 +7,7 @@ SCHEMA_VERSION = 1  #: of predictions and bundles; raised when a reader must kno
 # AnnData of a section or a prediction
 SPATIAL = "spatial"  #: obsm: (n, 2) x, y in full-resolution pixels; uns: scanpy's library dict
 PROVENANCE = "hescribe"  #: uns: where the data came from
-CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions
+CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions, spots × types
 SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
 
 # obs of a section
@@ -15,6 +15,7 @@ ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
 IN_TISSUE = "in_tissue"
 ANNOTATION = "annotation"  #: label given by a pathologist
+CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
 SECTION = "section_id"
 PATIENT = "patient_id"
 

@@ -52,13 +52,16 @@ class Reference:
     genes
         The g gene symbols.
     obs
-        (m rows) section and patient of each spot.
+        (m rows) section and patient of each spot; of prototypes their ``name`` and number of spots.
+    cell_types
+        (m × types) composition of each spot or prototype, rows of sum 1, NaN where it is not known.
     """
 
     embedding: Features
     expression: SparseExpression
     genes: tuple[str, ...]
     obs: pd.DataFrame
+    cell_types: pd.DataFrame | None = None
 
     def search(
         self,
@@ -86,18 +89,40 @@ class Reference:
         """
         return search(self.embedding, queries, k, similarity=similarity, device=device, budget_bytes=budget_bytes)
 
-    def impute(self, queries: Features, how: Retrieval, *, device: str = "cpu") -> Expression:
-        """Expression of the queries from their neighbours: sparse weights × expression, (n, g) float32."""
+    def weights(self, queries: Features, how: Retrieval, *, device: str = "cpu") -> SparseExpression:
+        """Weights of the reference spots for each query, (n, m) sparse, rows sum to 1."""
         neighbours = self.search(
             queries, 1 if how.imputation == "top1" else how.k, similarity=how.similarity, device=device
         )
-        weights = weigh(self.embedding, queries, neighbours, mode=how.imputation, temperature=how.temperature)
+        return weigh(self.embedding, queries, neighbours, mode=how.imputation, temperature=how.temperature)
+
+    def impute(self, queries: Features, how: Retrieval, *, device: str = "cpu") -> Expression:
+        """Expression of the queries from their neighbours: sparse weights × expression, (n, g) float32."""
+        return self.blend_expression(self.weights(queries, how, device=device))
+
+    def blend_expression(self, weights: SparseExpression) -> Expression:
+        """(n, m) weights × expression, (n, g) float32."""
         return np.asarray((weights @ self.expression).toarray(), dtype=np.float32)
+
+    def blend_cell_types(self, weights: SparseExpression) -> pd.DataFrame | None:
+        """(n, m) weights × compositions, n rows × types; None where the reference has none.
+
+        Spots of unknown composition do not count; a row is NaN where all its weight is on such. Others sum to 1.
+        """
+        if self.cell_types is None:
+            return None
+        known = self.cell_types.notna().all(axis=1).to_numpy()
+        total = np.asarray(weights @ known.astype(np.float64))[:, None]
+        blended = np.asarray(weights @ np.where(known[:, None], self.cell_types.to_numpy(dtype=np.float64), 0.0))
+        shares = np.divide(blended, total, out=np.full_like(blended, np.nan), where=total > 0)
+        return pd.DataFrame(shares, columns=self.cell_types.columns)
 
     def save(self, path: Path) -> None:
         """Write as an AnnData Zarr store."""
         table = ad.AnnData(X=self.expression, obs=self.obs, var=pd.DataFrame(index=list(self.genes)))
         table.obsm[keys.EMBEDDING] = self.embedding
+        if self.cell_types is not None:
+            table.obsm[keys.CELL_TYPES] = self.cell_types.set_axis(table.obs_names, axis=0)
         write_anndata(table, path)
 
     @classmethod
@@ -114,7 +139,8 @@ class Reference:
             embedding = np.asarray(table.obsm[keys.EMBEDDING], dtype=np.float32)
         except Exception as error:  # zarr and anndata raise many kinds for damaged stores
             raise BundleError(f"the reference cannot be read ({type(error).__name__}: {error})", path=path) from error
-        return cls(embedding, sparse.csr_matrix(table.X), tuple(table.var_names), table.obs)
+        cell_types = table.obsm.get(keys.CELL_TYPES)
+        return cls(embedding, sparse.csr_matrix(table.X), tuple(table.var_names), table.obs, cell_types)
 
 
 def search(

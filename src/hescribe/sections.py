@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 
 from hescribe import keys
 from hescribe.errors import InputError
@@ -73,6 +74,17 @@ class Section:
                 raise InputError("no patch belongs to a spot of the section", path=self._patches)
             adata = adata[kept].copy()
         return adata
+
+    @property
+    def cell_types(self) -> pd.DataFrame | None:
+        """Proportions of cell types, spots of ``adata`` × types; NaN for spots the table lacks, None without table.
+
+        Raises
+        ------
+        InputError
+            As for ``adata``.
+        """
+        return self.adata.obsm.get(keys.CELL_TYPES)
 
     @cached_property
     def slide(self) -> Slide:

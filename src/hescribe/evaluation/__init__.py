@@ -1,6 +1,7 @@
 """Splits that refuse leaks, cross-validation over a given fit function, scores and tables with intervals."""
 
 from hescribe.evaluation.alignment import training_stats
+from hescribe.evaluation.cell_types import score_cell_types
 from hescribe.evaluation.crossval import HeldOut, cross_validate, predict_at_spots
 from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import (
@@ -31,6 +32,7 @@ __all__ = [
     "markdown",
     "method_table",
     "predict_at_spots",
+    "score_cell_types",
     "score_section",
     "section_table",
     "select_sections",

@@ -13,6 +13,7 @@ import pandas as pd
 
 from hescribe import keys
 from hescribe.evaluation.alignment import Aligned, align, check_provenance
+from hescribe.evaluation.cell_types import describe_cell_types, score_cell_types
 from hescribe.io.expression import log_normalise
 from hescribe.metrics.autocorrelation import morans_agreement, morans_i_per_gene, neighbour_weights
 from hescribe.metrics.ceiling import ceiling_per_gene
@@ -57,6 +58,8 @@ class SectionScores:
         the same blocks, so two methods can be compared pair by pair.
     n_spots, n_unmatched
         Spots scored, and measured spots without a prediction.
+    cell_types
+        As `score_cell_types` gives them; None where they were not predicted or not measured.
     """
 
     section_id: str
@@ -68,6 +71,7 @@ class SectionScores:
     resamples: Mapping[str, npt.NDArray[np.float64]] = field(repr=False)
     n_spots: int
     n_unmatched: int
+    cell_types: pd.DataFrame | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers by name, for JSON; what is not known is None."""
@@ -85,6 +89,7 @@ class SectionScores:
             "n_spots": self.n_spots,
             "n_unmatched": self.n_unmatched,
             "sets": sets,
+            "cell_types": None if self.cell_types is None else describe_cell_types(self.cell_types),
         }
 
 
@@ -164,6 +169,7 @@ def score_section(
         resamples=resamples,
         n_spots=len(data.spots),
         n_unmatched=data.n_unmatched,
+        cell_types=score_cell_types(predicted, section_counts),
     )
 
 

@@ -15,8 +15,10 @@ from hescribe import keys
 from hescribe.errors import InputError, OutputError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
+from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.store import write_anndata
 from hescribe.sections import Section
+from hescribe.types import Expression, Features
 from hescribe.version import __version__
 
 
@@ -27,7 +29,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     -------
     AnnData
         Spots × genes as DESIGN states: ``X`` float32 log1p of counts per 10,000, trust in ``var`` and
-        ``obs``, provenance in ``uns``.
+        ``obs``, provenance in ``uns``; cell types in ``obsm`` where the method retrieves and its reference knows them.
     """
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
@@ -43,12 +45,23 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()
-    prediction = ad.AnnData(X=predictor.head(described.full), obs=obs, var=bundle.var(known_patient=known))
+    expression, cell_types = _read_off(predictor.head, described.full)
+    prediction = ad.AnnData(X=expression, obs=obs, var=bundle.var(known_patient=known))
     prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
+    if cell_types is not None:
+        prediction.obsm[keys.CELL_TYPES] = cell_types.set_axis(prediction.obs_names, axis=0)
     prediction.uns[keys.PROVENANCE] = _provenance(bundle, section)
     if keys.SPATIAL in section.adata.uns:
         prediction.uns[keys.SPATIAL] = section.adata.uns[keys.SPATIAL]
     return prediction
+
+
+def _read_off(head: Head, features: Features) -> tuple[Expression, pd.DataFrame | None]:
+    """Expression and, where they are known, cell types, by the same weights."""
+    if not isinstance(head, RetrievalHead):
+        return head(features), None
+    weights = head.weights(features)
+    return head.reference.blend_expression(weights), head.reference.blend_cell_types(weights)
 
 
 def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hescribe.encoders import Described, Encoder, Extraction, describe_tiles
 from hescribe.methods.base import JointModel, KnowsPatients, RegressionModel, Retrieval
 from hescribe.predictor import TileSource
 from hescribe.reference import Reference
-from hescribe.types import Expression, Features
+from hescribe.types import Expression, Features, SparseExpression
 
 _ROWS = 4096  #: features at once through a model's head
 
@@ -52,8 +52,12 @@ class RetrievalHead:
 
     def __call__(self, features: Features) -> Expression:
         """(n, d) → (n, g)."""
+        return self.reference.blend_expression(self.weights(features))
+
+    def weights(self, features: Features) -> SparseExpression:
+        """(n, d) → (n, m) sparse weights of the reference's rows; what else it knows is blended by the same."""
         queries = in_blocks(self.model.embed_images, self.model, features, self.device)
-        return self.reference.impute(queries, self.retrieval, device=self.device)
+        return self.reference.weights(queries, self.retrieval, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
+from hescribe.training.inputs.cells import mean_composition, name_mixture
 from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.memory import keep_freed_memory
@@ -99,6 +100,8 @@ class Fitter:
         As loaded.
     device
         Torch device.
+    cell_types
+        Compositions of the training data's spots, where they are known.
     """
 
     data: TrainingData
@@ -106,6 +109,7 @@ class Fitter:
     method_config: MethodConfig
     encoder: Encoder
     device: str
+    cell_types: pd.DataFrame | None = None
 
     @property
     def extraction(self) -> Extraction:
@@ -190,7 +194,7 @@ class Fitter:
         best, history = outcome
         reference = None
         if isinstance(model, LearnsPrototypes):
-            reference = self._prototypes(model, expression[rows], panel)
+            reference = self._prototypes(model, expression[rows], rows, panel)
         elif isinstance(model, JointModel):
             key = self.method_config.retrieval.key  # type: ignore[attr-defined]
             if key == "expression":
@@ -199,11 +203,14 @@ class Fitter:
             else:
                 embedding = in_blocks(model.embed_images, model, described.full[rows], self.device)
             genes = tuple(self.data.genes.index)
-            reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows])
+            known = None if self.cell_types is None else self.cell_types.iloc[rows]
+            reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows], known)
         return Fitted(model.cpu(), encoder, reference, described.plain[rows], best, history)  # type: ignore[arg-type]
 
-    def _prototypes(self, model: Any, expression: SparseExpression, panel: npt.NDArray[np.bool_]) -> Reference:
-        """Keys are the prototypes, payload the mean expression of the spots of each."""
+    def _prototypes(
+        self, model: Any, expression: SparseExpression, rows: Rows, panel: npt.NDArray[np.bool_]
+    ) -> Reference:
+        """Keys are the prototypes, payload the mean expression and composition of the spots (``rows``) of each."""
         cluster = in_blocks(model.assign, model, expression[:, panel].toarray(), self.device).astype(np.intp)
         with torch.inference_mode():
             embedding = model.embed_prototypes().float().cpu().numpy()
@@ -215,7 +222,11 @@ class Fitter:
         used = sizes > 0
         names = pd.Index([f"prototype {i}" for i in np.flatnonzero(used)])
         obs = pd.DataFrame({"spots": sizes[used]}, index=names)
-        return Reference(embedding[used], means[used], tuple(self.data.genes.index), obs)
+        known = None
+        if self.cell_types is not None:
+            known = mean_composition(self.cell_types.iloc[rows], cluster, len(sizes))[used]
+            obs["name"] = [name_mixture(shares) for _, shares in known.iterrows()]
+        return Reference(embedding[used], means[used], tuple(self.data.genes.index), obs, known)
 
     def _descend(
         self,

@@ -26,6 +26,7 @@ from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
 from hescribe.training.fit import Fitted, Fitter, Rows
+from hescribe.training.inputs.cells import compositions
 from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
 from hescribe.types import Context, Features, PerGene
@@ -72,7 +73,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     if config.fine_tune and config.method_row().tokens:
         encoder = mean_of_tokens(encoder)
     run = _run_folder(Path(output), config, data, encoder.identity)
-    fitter = Fitter(data, config, method_config, encoder, device)
+    unpaired = [s for s in sections if s.image is None and s.has_expression]
+    fitter = Fitter(data, config, method_config, encoder, device, compositions(data.sections, unpaired))
     try:
         _learn(fitter, run).save(output)
     except InputError:

@@ -47,6 +47,8 @@ def _tidy(source: ad.AnnData, path: Path) -> ad.AnnData:
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in source.obs:
             obs[column] = source.obs[column].to_numpy(dtype=float)
+    if keys.CELL_TYPE in source.obs:
+        obs[keys.CELL_TYPE] = pd.Categorical(source.obs[keys.CELL_TYPE].to_numpy())
     adata = ad.AnnData(matrix, obs=obs, var=genes)
     if keys.SPATIAL not in source.obsm:
         raise InputError("no obsm['spatial']", path=path, fix="x, y of each spot in full-resolution pixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
+from hescribe.io.mixtures import tidy_type
+
+_SUM_TOLERANCE = 0.02  #: further from sum 1 a row of proportions is worth a warning
 
 
 def read_delimited(path: Path, *, index: bool = False, header: bool = True, n_rows: int | None = None) -> pd.DataFrame:
@@ -87,23 +91,55 @@ def array_names(x: npt.ArrayLike, y: npt.ArrayLike) -> pd.Index:
 
 
 def add_cell_types(adata: ad.AnnData, path: Path) -> None:
-    """Proportions per spot → ``obsm["cell_types"]``, NaN for spots the table does not have.
+    """Proportions per spot → ``obsm["cell_types"]``, rows of sum 1; NaN for spots of which the table knows nothing.
+
+    Rows that are far from sum 1 (counts of cells, percentages) are scaled to it with a warning; rows that are empty or
+    all zero count as unknown.
 
     Raises
     ------
     InputError
-        The table shares no spot with the section, has a spot twice, or holds something else than numbers.
+        The table shares no spot with the section, has a spot twice, or holds something else than proportions.
     """
     table = read_delimited(path, index=True)
     table.index = table.index.astype(str)
-    if not table.index.isin(adata.obs_names).any():
-        raise InputError("no spot of this table is in the section's counts", path=path, fix="first column: spot ids")
     if table.index.has_duplicates:
         raise InputError(f"spot id {table.index[table.index.duplicated()][0]!r} stands there twice", path=path)
-    try:
-        adata.obsm[keys.CELL_TYPES] = table.reindex(adata.obs_names).astype(np.float64)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"proportions are not all numbers ({error})", path=path) from error
+    shared = table.index[table.index.isin(adata.obs_names)]
+    if not len(shared):
+        raise InputError("no spot of this table is in the section's counts", path=path, fix="first column: spot ids")
+    table = table.loc[shared].dropna(how="all")
+    table.columns = pd.Index(_type_names(table, path))
+    numbers = need_numbers(table, list(table.columns), path)
+    if (numbers < 0).any():
+        row, column = np.argwhere(numbers < 0)[0]
+        raise InputError(
+            f"the proportion of {table.columns[column]!r} in spot {table.index[row]!r} is negative "
+            f"({numbers[row, column]:g})",
+            path=path,
+        )
+    total = numbers.sum(axis=1, keepdims=True)
+    far = int((np.abs(total - 1) > _SUM_TOLERANCE).sum())
+    if far:
+        warnings.warn(
+            f"{path}: {far} of {len(total)} rows are far from sum 1 and were scaled to it",
+            HescribeWarning,
+            stacklevel=2,
+        )
+    proportions = np.divide(numbers, total, out=np.full_like(numbers, np.nan), where=total > 0)
+    known = pd.DataFrame(proportions, index=table.index, columns=table.columns)
+    adata.obsm[keys.CELL_TYPES] = known.reindex(adata.obs_names)
+
+
+def _type_names(table: pd.DataFrame, path: Path) -> list[str]:
+    names = [tidy_type(c) for c in table.columns]
+    if not names:
+        raise InputError(
+            "no column of proportions", path=path, fix="spot ids in the first column, then a column a type"
+        )
+    if double := sorted({n for n in names if names.count(n) > 1}):
+        raise InputError(f"cell type {double[0]!r} stands there twice", path=path)
+    return names
 
 
 def add_annotations(adata: ad.AnnData, path: Path) -> None:
