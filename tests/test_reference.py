@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,35 @@ def test_mean_weights_sum_to_one() -> None:
     neighbours = Neighbours(np.array([[0, 2], [1, 2]]), np.zeros((2, 2), dtype="f"))
     weights = weigh(np.zeros((3, 2), dtype="f"), np.zeros((2, 2), dtype="f"), neighbours, mode="mean")
     np.testing.assert_allclose(weights.toarray(), [[0.5, 0, 0.5], [0, 0.5, 0.5]])
+
+
+def test_cell_types_are_blended_by_the_same_weights() -> None:
+    types = pd.DataFrame({"T-NK": [1.0, 0.5, np.nan], "CAF": [0.0, 0.5, np.nan]})
+    reference = Reference(
+        np.eye(3, dtype="f"),
+        sparse.csr_matrix(np.eye(3, dtype="f")),
+        ("a", "b", "c"),
+        pd.DataFrame(index=list("xyz")),
+        types,
+    )
+    weights = sparse.csr_matrix(np.array([[0.5, 0.5, 0], [0.25, 0, 0.75], [0, 0, 1]], dtype="f"))
+    blended = reference.blend_cell_types(weights)
+    assert blended is not None
+    assert list(blended.columns) == ["T-NK", "CAF"]
+    # What is not known of a spot does not count; where nothing is known, nothing is said
+    np.testing.assert_allclose(blended.to_numpy(), [[0.75, 0.25], [1, 0], [np.nan, np.nan]])
+    np.testing.assert_allclose(reference.blend_expression(weights), weights.toarray())
+
+
+def test_cell_types_come_back_from_disk_and_may_be_missing(reference: Reference, tmp_path: Path) -> None:
+    """Bundles written before there were cell types have none."""
+    reference.save(tmp_path / "old.zarr")
+    assert Reference.load(tmp_path / "old.zarr").cell_types is None
+    assert reference.blend_cell_types(sparse.csr_matrix(np.ones((1, 30)) / 30)) is None
+    types = pd.DataFrame({"B cells": np.linspace(0, 1, 30), "CAF": np.linspace(1, 0, 30)}, index=range(30))
+    types.iloc[3] = np.nan
+    dataclasses.replace(reference, cell_types=types).save(tmp_path / "new.zarr")
+    again = Reference.load(tmp_path / "new.zarr").cell_types
+    assert again is not None
+    np.testing.assert_array_equal(again.to_numpy(), types.to_numpy())
+    assert list(again.columns) == ["B cells", "CAF"]

@@ -80,6 +80,7 @@ def need_numbers(table: pd.DataFrame, columns: list[str], path: Path) -> npt.NDA
     if bad.any():
         row, column = np.argwhere(bad)[0]
         value = table[columns].iloc[row, column]
+        value = value.item() if isinstance(value, np.generic) else value
         raise InputError(f"column {columns[column]!r} holds {value!r}, not a number ({bad.sum()} such)", path=path)
     return numbers
 
