@@ -27,7 +27,7 @@ from tests.e2e.conftest import settings
 @pytest.fixture(scope="module")
 def carhe(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("carhe") / "bundle"
-    return train(sections[:2], settings("carhe", epochs=30, inner_folds=0), output=path)
+    return train(sections[:2], settings("carhe", epochs=12, inner_folds=0), output=path)
 
 
 def mean_pcc(prediction: ad.AnnData, section: Section) -> float:
@@ -103,7 +103,7 @@ def test_a_single_cell_reference_takes_the_place_of_tables(
     without = read_sections(tmp_path / "sections.csv")
     assert without[0].cell_types is None
     fitting = [without[0], without[1], without[3]]
-    bundle = train(fitting, settings("carhe", epochs=30, inner_folds=0), output=tmp_path / "bundle")
+    bundle = train(fitting, settings("carhe", epochs=12, inner_folds=0), output=tmp_path / "bundle")
     assert mean_pcc(predict(bundle, without[2]), sections[2]) > 0.2
 
 
