@@ -15,7 +15,20 @@ from hescribe.methods.fusion import FUSION
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (FUSION, BLEEP, CMRCNET, CARHE, CARHE_CLIP, STNET, TRIPLEX, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
+    for method in (
+        FUSION,
+        BLEEP,
+        CMRCNET,
+        CARHE,
+        CARHE_CLIP,
+        STNET,
+        TRIPLEX,
+        RIDGE,
+        RIDGE_HEST,
+        KNN,
+        COORDINATE_KNN,
+        MEAN,
+    )
 }
 
 __all__ = ["METHODS", "Method"]
