@@ -41,6 +41,7 @@ METHODS = {
     "bleep": {"method": "bleep"},
     "bleep, 4 views": {"method": "bleep", "views": 4},
     "cmrcnet": {"method": "cmrcnet"},
+    "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe"},
     "carhe-clip": {"method": "carhe-clip"},
     "fusion": {"method": "fusion"},

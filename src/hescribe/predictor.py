@@ -44,6 +44,16 @@ class TileSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def at(self, centres: Centres) -> TileSource:
+        """Tiles of the same slide, centred elsewhere.
+
+        Raises
+        ------
+        InputError
+            There is no slide to cut them from.
+        """
+        ...
+
     def fingerprint(self) -> str:
         """Hash of the image's content, the scale and the centres: equal if and only if all tiles are equal."""
         ...

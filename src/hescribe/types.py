@@ -41,19 +41,32 @@ class Context:
         whole (stain, scanner) is taken out. It looks at the image alone.
     position
         Two more numbers: where on the slide the tile is, from 0 to 1 between the outermost tiles.
+    grid
+        Side of a square of tiles around a centre, tile beside tile, whose features stand side by side; odd, or none.
+    raster
+        Side of a raster laid over the slide between its outermost tiles: mean features of the tiles in each cell
+        (zeros where there are none), and for each cell whether it holds any. The same for all tiles of a slide, and
+        kept with each, so that a description says all there is to know: ``raster² × width`` numbers a tile.
     """
 
     scales: tuple[float, ...] = (1.0,)
     spreads_um: tuple[Microns, ...] = ()
     centred: bool = False
     position: bool = False
+    grid: int = 0
+    raster: int = 0
 
     def __post_init__(self) -> None:
         if not self.scales or self.scales[0] != 1.0 or any(s <= 0 for s in self.scales):
             raise ValueError("the first scale is 1 and all are positive")
         if any(s <= 0 for s in self.spreads_um):
             raise ValueError("spreads are positive")
+        if self.grid and (self.grid < 3 or self.grid % 2 == 0):
+            raise ValueError("the side of the grid is odd and at least 3, or 0")
+        if self.raster < 0:
+            raise ValueError("the side of the raster is positive, or 0")
 
     def width(self, encoder_width: int) -> int:
         """Length of a description, from that of one tile's features."""
-        return encoder_width * len(self.scales) * (1 + len(self.spreads_um)) + 2 * self.position
+        tiles = len(self.scales) * (1 + len(self.spreads_um)) + max(self.grid**2 - 1, 0) + self.raster**2
+        return encoder_width * tiles + self.raster**2 + 2 * self.position

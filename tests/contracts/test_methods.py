@@ -20,21 +20,28 @@ from hescribe.methods.base import (
     RegressionModel,
     Shapes,
 )
+from hescribe.types import Context
 
 N, D, PANEL, G = 60, 12, 8, 15
 
 
-def data(seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, Origin]:
+def width(method: Method) -> int:
+    """Length of a row of features; where a method reads a square and a raster out of it, as its context has it."""
+    context = getattr(method.config(), "context", Context())
+    return context.width(D) if context.grid or context.raster else D
+
+
+def data(method: Method, seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, Origin]:
     """Features that decide expression."""
     rng = np.random.default_rng(seed)
-    features = rng.normal(size=(N, D)).astype("f")
-    expression = np.maximum(features @ rng.normal(size=(D, G)) + 2, 0).astype("f")
+    features = rng.normal(size=(N, width(method))).astype("f")
+    expression = np.maximum(features[:, :D] @ rng.normal(size=(D, G)) + 2, 0).astype("f")
     return features, sparse.csr_matrix(expression), Origin(np.arange(N) // 20, np.arange(N) // 40)
 
 
 def built(method: Method, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return method.build(nn.Identity(), Shapes(D, PANEL, G), method.config())
+    return method.build(nn.Identity(), Shapes(width(method), PANEL, G), method.config())
 
 
 def targets(model: nn.Module, expression: sparse.csr_matrix) -> np.ndarray:
@@ -43,7 +50,7 @@ def targets(model: nn.Module, expression: sparse.csr_matrix) -> np.ndarray:
 
 
 def fitted(method: Method, seed: int = 0) -> nn.Module:
-    features, expression, origin = data()
+    features, expression, origin = data(method)
     model = built(method, seed)
     if isinstance(model, ClosedForm):
         model.solve(features, expression, origin)
@@ -61,8 +68,8 @@ def fitted(method: Method, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def output(model: nn.Module) -> np.ndarray:
-    x = torch.from_numpy(data(1)[0])
+def output(method: Method, model: nn.Module) -> np.ndarray:
+    x = torch.from_numpy(data(method, 1)[0])
     with torch.inference_mode():
         return (model.embed_images(x) if isinstance(model, JointModel) else model.predict_expression(x)).numpy()
 
@@ -97,7 +104,7 @@ def test_losses_fall(method: Method) -> None:
     model = built(method)
     if isinstance(model, ClosedForm):
         pytest.skip("solved, not trained")
-    features, expression, origin = data()
+    features, expression, origin = data(method)
     batch = Batch(
         torch.from_numpy(features), torch.from_numpy(targets(model, expression)), torch.from_numpy(origin.section)
     )
@@ -110,7 +117,7 @@ def test_losses_fall(method: Method) -> None:
 
 def test_outputs_are_finite_and_of_the_right_shape(method: Method) -> None:
     model = fitted(method)
-    out = output(model)
+    out = output(method, model)
     assert out.shape[0] == N
     assert np.isfinite(out).all()
     if isinstance(model, RegressionModel):
@@ -120,18 +127,18 @@ def test_outputs_are_finite_and_of_the_right_shape(method: Method) -> None:
 
 
 def test_same_seed_same_result(method: Method) -> None:
-    np.testing.assert_array_equal(output(fitted(method)), output(fitted(method)))
+    np.testing.assert_array_equal(output(method, fitted(method)), output(method, fitted(method)))
 
 
 def test_weights_are_the_whole_state(method: Method) -> None:
     model, fresh = fitted(method), built(method, seed=9)
     fresh.load_state_dict(model.state_dict(), strict=True)
-    np.testing.assert_array_equal(output(model), output(fresh.eval()))
+    np.testing.assert_array_equal(output(method, model), output(method, fresh.eval()))
 
 
 def test_rows_do_not_depend_on_their_neighbours_in_a_batch(method: Method) -> None:
     model = fitted(method)
-    x = torch.from_numpy(data(1)[0])
+    x = torch.from_numpy(data(method, 1)[0])
     f = model.embed_images if isinstance(model, JointModel) else model.predict_expression
     with torch.inference_mode():
         torch.testing.assert_close(f(x)[:7], f(x[:7]), atol=1e-5, rtol=1e-5)

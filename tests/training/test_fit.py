@@ -78,3 +78,21 @@ def test_other_methods_fine_tune_and_come_back_from_disk(
     np.testing.assert_array_equal(first.X, again.X)
     assert bundle.encoder.pool == ("tokens" if method == "cmrcnet" else "own")
     assert np.isfinite(first.X).all()
+
+
+def test_triplex_comes_back_from_disk(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        method="triplex",
+        encoder=f"timm:test_resnet@{weights}",
+        genes="hvg:40",
+        epochs=1,
+        inner_folds=0,
+        device="cpu",
+        options={"dim": 16, "heads": 2, "neighbours": 3, "raster": 3},
+    )
+    bundle = train(sections[:1], config, output=tmp_path / "bundle")
+    assert bundle.extraction.context.grid == 3
+    first = predict(bundle, sections[0])
+    again = predict(load_bundle(tmp_path / "bundle"), sections[0], use_cache=False)
+    np.testing.assert_array_equal(first.X, again.X)
+    assert np.isfinite(first.X).all()

@@ -47,11 +47,55 @@ def describe_tiles(
     ]
     if context == Context():
         return Described(scales[0], scales[0])
-    own = np.concatenate(scales, axis=1)
-    around = [gaussian_mean(own, tiles.centres * tiles.mpp, spread) for spread in context.spreads_um]
-    full = np.concatenate([own, *around], axis=1)
-    full = centre(full) if context.centred else full
-    return Described(scales[0], np.hstack([full, relative_position(tiles.centres)]) if context.position else full)
+    parts = [own := np.concatenate(scales, axis=1)]
+    parts += [gaussian_mean(own, tiles.centres * tiles.mpp, spread) for spread in context.spreads_um]
+    if context.grid:
+        parts.append(_beside(tiles, encoder, how, device=device, use_cache=use_cache))
+    if context.centred:
+        parts = [centre(part) for part in parts]
+    if context.raster:
+        means, occupied = rasterise(parts[0][:, : encoder.width], tiles.centres, context.raster)
+        whole = np.concatenate([means.ravel(), occupied])
+        parts.append(np.broadcast_to(whole, (len(own), len(whole))))
+    if context.position:
+        parts.append(relative_position(tiles.centres))
+    return Described(scales[0], np.concatenate(parts, axis=1))
+
+
+def _beside(tiles: TileSource, encoder: Encoder, how: Extraction, *, device: str, use_cache: bool) -> Features:
+    """(n, (grid² − 1) × d) features of the tiles around each tile, in the order of `lattice`, its middle left out."""
+    side = how.context.grid
+    # Places in whole pixels: on a grid of tiles, one's neighbour is another's, and each is encoded once
+    around = np.rint(lattice(tiles.centres, how.tile_um / tiles.mpp, side))
+    around = np.delete(around, side**2 // 2, axis=1)
+    places, which = np.unique(around.reshape(-1, 2), axis=0, return_inverse=True)
+    features = extract_features(tiles.at(places), encoder, how, device=device, use_cache=use_cache)
+    return features[which.ravel()].reshape(len(around), -1)
+
+
+def lattice(centres: Centres, pitch: float, side: int) -> Centres:
+    """(n, side², 2) places of a square lattice around each of (n, 2) centres: left to right, then top to bottom."""
+    steps = (np.arange(side) - side // 2) * pitch
+    y, x = np.meshgrid(steps, steps, indexing="ij")
+    return np.asarray(centres)[:, None] + np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def rasterise(features: Features, centres: Centres, side: int) -> tuple[Features, Features]:
+    """Mean features of the tiles in each cell of a raster laid between the outermost tiles.
+
+    Returns
+    -------
+    means, occupied
+        (side², d), zero for a cell without tiles, and (side²,) 1 for a cell with tiles, else 0; cells from left to
+        right, then top to bottom.
+    """
+    column, row = np.minimum((relative_position(centres) * side).astype(np.intp), side - 1).T
+    cell = row * side + column
+    number = np.bincount(cell, minlength=side**2)
+    total = np.zeros((side**2, features.shape[1]))
+    np.add.at(total, cell, features)
+    means = total / np.maximum(number, 1)[:, None]
+    return means.astype(np.float32), (number > 0).astype(np.float32)
 
 
 def gaussian_mean(features: Features, centres_um: Centres, spread_um: Microns) -> Features:

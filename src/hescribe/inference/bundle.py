@@ -249,10 +249,8 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
 
 def _read_extraction(facts: dict[str, Any]) -> Extraction:
     context = facts["context"]
-    surroundings = Context(
-        tuple(context["scales"]), tuple(context["spreads_um"]), bool(context["centred"]), bool(context["position"])
-    )
-    return Extraction(**{**facts, "context": surroundings})
+    lists = {name: tuple(context[name]) for name in ("scales", "spreads_um")}
+    return Extraction(**{**facts, "context": Context(**{**context, **lists})})
 
 
 def _read_history(path: Path) -> pd.DataFrame:

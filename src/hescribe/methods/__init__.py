@@ -6,6 +6,7 @@ from hescribe.methods.baselines.knn import KNN
 from hescribe.methods.baselines.mean import MEAN
 from hescribe.methods.baselines.ridge import RIDGE, RIDGE_HEST
 from hescribe.methods.baselines.stnet import STNET
+from hescribe.methods.baselines.triplex import TRIPLEX
 from hescribe.methods.bleep import BLEEP
 from hescribe.methods.carhe import CARHE
 from hescribe.methods.carhe_clip import CARHE_CLIP
@@ -14,7 +15,20 @@ from hescribe.methods.fusion import FUSION
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (FUSION, BLEEP, CMRCNET, CARHE, CARHE_CLIP, STNET, RIDGE, RIDGE_HEST, KNN, COORDINATE_KNN, MEAN)
+    for method in (
+        FUSION,
+        BLEEP,
+        CMRCNET,
+        CARHE,
+        CARHE_CLIP,
+        STNET,
+        TRIPLEX,
+        RIDGE,
+        RIDGE_HEST,
+        KNN,
+        COORDINATE_KNN,
+        MEAN,
+    )
 }
 
 __all__ = ["METHODS", "Method"]

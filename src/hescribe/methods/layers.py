@@ -29,6 +29,7 @@ class Standardise(nn.Module):
 
     def learn(self, features: Tensor) -> None:
         """Take mean and spread of (n, width) features; a constant feature keeps its scale."""
+        features = features.double()
         spread = features.std(dim=0, unbiased=False)
         self.mean.copy_(features.mean(dim=0))
         self.scale.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))

@@ -49,6 +49,12 @@ class SlideTiles:
         """The open slide."""
         return open_slide(self._path)
 
+    def at(self, centres: Centres) -> SlideTiles:
+        """Tiles of the same slide, centred elsewhere; beyond its edge they are white."""
+        moved = SlideTiles(self._path, centres, mpp=self.mpp, slide_id=self.slide_id)
+        moved.slide = self.slide
+        return moved
+
     def fingerprint(self) -> str:
         """Hash of image, scale and centres."""
         return _fingerprint(self.slide.content_hash, self.mpp, self.centres)
@@ -126,6 +132,14 @@ class PatchTiles:
 
     def __len__(self) -> int:
         return len(self.centres)
+
+    def at(self, centres: Centres) -> PatchTiles:
+        """Not to be had: there is no slide to cut them from."""
+        raise InputError(
+            "this method looks at tiles around a spot, but the patches hold the spots alone",
+            path=self._path,
+            fix="give the whole-slide image",
+        )
 
     def fingerprint(self) -> str:
         """Hash of the file, the rows in use, the scale and the centres."""

@@ -158,7 +158,7 @@ class Fitter:
         if isinstance(model, LearnsPrototypes):
             model.learn_prototypes(expression[rows][:, panel], self.data.origin.at(rows), seed=self.config.seed)
         if isinstance(model.tower, Standardise):
-            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
+            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]))
         targets = expression[:, panel] if isinstance(model, JointModel) else expression
         history, best = self._descend(model, targets, (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, expression, rows, panel, (best, history))
