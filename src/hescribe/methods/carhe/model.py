@@ -86,7 +86,8 @@ class Carhe(JointModel):
         """Take (inputs, k) axes, and a projection head of their width."""
         self.register_buffer("centre", torch.zeros(len(axes)))
         self.register_buffer("axes", axes.float())
-        self.expression_head = ProjectionHead(axes.shape[1], self.config.dim, dropout=self.config.dropout)
+        head = ProjectionHead(axes.shape[1], self.config.dim, dropout=self.config.dropout)
+        self.expression_head = head.train(self.training)
 
     def learn_prototypes(
         self,

@@ -14,6 +14,7 @@ Array = npt.NDArray[np.float64]
 
 _FEWEST_PER_PROTOTYPE = 5  #: fewer would make a prototype of noise
 _MOST_FOR_KMEANS = 50_000  #: transcriptomes; beyond, k-means on small batches
+_NEARLY_ALL = 0.9  #: share of the panel that a source must have measured to shape the embedding
 _RIDGE = 0.1  #: where a source lacks genes of the panel; the axes are orthonormal
 
 
@@ -22,12 +23,15 @@ def principal_axes(
 ) -> Array:
     """(panel, k ≤ count) directions in which transcriptomes of one section or source differ.
 
-    What a source did not measure is at its mean and says nothing. Sources without image together weigh no more than
-    the paired spots, however many transcriptomes they have and however widely single cells scatter.
+    Sources without image together weigh no more than the paired spots, however many transcriptomes they have and
+    however widely single cells scatter. One that lacks many genes of the panel has no say: its directions would be
+    those of the others, cut off.
     """
     parts = [_Centred(matrix, section)]
-    if unpaired is not None:
-        parts.append(_Centred(unpaired.expression, unpaired.source))
+    whole = np.zeros(0, bool) if unpaired is None else unpaired.measured.mean(axis=1) >= _NEARLY_ALL
+    if unpaired is not None and whole.any():
+        rows = whole[unpaired.source]
+        parts.append(_Centred(unpaired.expression[rows], unpaired.source[rows]))
         parts[1].scale = np.sqrt(min(1.0, parts[0].squares() / max(parts[1].squares(), 1e-12)))
     ends = np.cumsum([part.rows for part in parts])
     shape = (int(ends[-1]), matrix.shape[1])
