@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -12,6 +13,7 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
+from hescribe.encoders import load_encoder
 from hescribe.errors import HescribeWarning, InputError, LeakageError
 from hescribe.inference import Bundle, load_bundle, predict
 from hescribe.inference.evaluate import check_unseen
@@ -20,6 +22,7 @@ from hescribe.io.manifest import ManifestRow
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
+from hescribe.training.fit import Fitter
 from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.unpaired import assemble_unpaired, ready_embedding
 
@@ -77,6 +80,27 @@ def test_a_held_out_patient_s_transcriptomes_stay_out(tmp_path: Path) -> None:
     assert rest.source.tolist() == [0, 1, 1, 1]
     assert rest.shares.shape == (4, 2)
     assert found.without({"p", "q", "r"}) is None
+
+
+def test_a_fold_s_prototypes_know_nothing_of_the_patient_left_out(tmp_path: Path) -> None:
+    sections = tuple(Section(ManifestRow(p, p, tmp_path / "x.tiff", tmp_path / "x.h5ad")) for p in "PQ")
+    whole = paired(["A", "B"], np.ones((4, 2)))
+    data = replace(whole, sections=sections, section=np.array([0, 0, 1, 1]))
+    sources = [cells(tmp_path / f"{p}.h5ad", np.ones((2, 2)), ["A", "B"], f" {p.lower()}") for p in "PR"]
+    config = TrainConfig(method="carhe")
+    fitter = Fitter(
+        data, config, config.method_config(), load_encoder("stain"), "cpu",
+        unpaired=assemble_unpaired(sources, data, config),
+    )  # fmt: skip
+    first, second = np.array([0, 1]), np.array([2, 3])
+    for rows, held, expected in (
+        (second, first, [" r"]),
+        (first, second, [" p", " r"]),
+        (first, first[:0], [" p", " r"]),
+    ):
+        others = fitter.prototypes(rows, held, panel=data.panel).without_image
+        assert others is not None
+        assert [s.patient_id for s in others.sections] == expected
 
 
 def test_a_source_of_other_genes_is_left_out_and_said_to_be(tmp_path: Path) -> None:

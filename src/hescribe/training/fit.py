@@ -169,7 +169,7 @@ class Fitter:
             return self._finish(model, targets, rows, (_no_history(), 0))
         prototypes = None
         if isinstance(model, LearnsPrototypes):
-            prototypes = self._prototypes(targets, rows, held_out, panel)
+            prototypes = self.prototypes(rows, held_out, panel=panel)
             prototypes.learn(model, seed=self.config.seed)
         if isinstance(model.tower, Standardise):
             model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
@@ -192,9 +192,9 @@ class Fitter:
         inputs = expression[:, panel] if self.embedding is None else sparse.csr_matrix(self.embedding)
         return _Targets(expression, inputs)
 
-    def _prototypes(self, targets: _Targets, rows: Rows, held_out: Rows, panel: npt.NDArray[np.bool_]) -> Prototypes:
+    def prototypes(self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_]) -> Prototypes:
         """What prototypes are learned from: nothing of a patient that is held out, with image or without."""
-        unpaired = self.unpaired
+        targets, unpaired = self._targets(rows, panel), self.unpaired
         if unpaired is not None:
             held = {patient_key(self.data.sections[i].patient_id) for i in np.unique(self.data.section[held_out])}
             unpaired = unpaired.without(held)
