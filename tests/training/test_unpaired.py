@@ -155,9 +155,9 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Section], lis
     return [*rows, third], hidden
 
 
-def fitted(sections: list[Section], output: Path, **options: object) -> Bundle:
+def fitted(sections: list[Section], output: Path, folds: int = 0, epochs: int = 2, **options: object) -> Bundle:
     config = TrainConfig(
-        method="carhe", encoder="stain", genes="all", inner_folds=2, epochs=25, device="cpu",
+        method="carhe", encoder="stain", genes="all", inner_folds=folds, epochs=epochs, device="cpu",
         options={"prototypes": 15, **options},
     )  # fmt: skip
     return train(sections, config, output=output)
@@ -168,7 +168,7 @@ def test_hidden_genes_are_carried_over_from_cells(
 ) -> None:
     monkeypatch.setenv("HESCRIBE_CACHE", str(tmp_path / "cache"))
     (first, second, third), hidden = cohort
-    bundle = fitted([first, second], tmp_path / "bundle")
+    bundle = fitted([first, second], tmp_path / "bundle", folds=1, epochs=25)
     table = bundle.genes
     carried = table.index[table[keys.TRANSFERRED]]
     assert set(carried) <= set(hidden)

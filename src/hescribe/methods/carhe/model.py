@@ -80,7 +80,7 @@ class Carhe(JointModel):
         self._embed_by(torch.zeros(shapes.panel, min(config.components, shapes.panel)))
         self.image_head = ProjectionHead(shapes.features, config.dim, dropout=config.dropout)
         self.register_buffer("prototypes", torch.zeros(2, self.get_buffer("axes").shape[1]))
-        self.register_buffer("spread", torch.zeros(()))
+        self._spread: float | None = None  # of the paired spots; none: vectors were made elsewhere
 
     def _embed_by(self, axes: Tensor) -> None:
         """Take (inputs, k) axes, and a projection head of their width."""
@@ -109,7 +109,7 @@ class Carhe(JointModel):
         self.get_buffer("centre").copy_(torch.from_numpy(np.asarray(matrix.mean(axis=0)).ravel()))
         axes = self.get_buffer("axes").double().numpy()
         places = matrix @ axes - np.asarray(matrix.mean(axis=0)) @ axes
-        self.get_buffer("spread").fill_(0.0 if embedded else float(np.sqrt((places**2).sum(axis=1).mean())))
+        self._spread = None if embedded else float(np.sqrt((places**2).sum(axis=1).mean()))
         others = None if unpaired is None else self.locate_unpaired(unpaired)
         found = cluster(places, others, most=self.config.prototypes, seed=seed)
         self.register_buffer("prototypes", torch.tensor(found, dtype=torch.float32))
@@ -120,10 +120,9 @@ class Carhe(JointModel):
 
     def locate_unpaired(self, unpaired: Unpaired) -> Features:
         """(m, k); each source less its own mean, unless the vectors came ready-made."""
-        spread = float(self.get_buffer("spread"))
-        if spread == 0.0:
+        if self._spread is None:
             return np.asarray(unpaired.expression.toarray() - self.get_buffer("centre").cpu().numpy())
-        return project_unpaired(unpaired, self.get_buffer("axes").cpu().double().numpy(), spread)
+        return project_unpaired(unpaired, self.get_buffer("axes").cpu().double().numpy(), self._spread)
 
     def centres(self) -> Features:
         """(prototypes, k)."""
