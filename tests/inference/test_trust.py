@@ -45,7 +45,8 @@ def test_novelty_is_a_percentile_of_the_training_tiles_own_distance() -> None:
     assert same.mean() == pytest.approx(50, abs=8)
     near, far = (model.percentile(features[:10] + shift) for shift in (50, 500))
     assert (near > 99.5).all()
-    assert (far > near).all() and (far <= 100).all()
+    assert (far > near).all()
+    assert (far <= 100).all()
     assert (model.percentile(features[:1] + np.linspace(0, 30, 5)[:, None].astype("f")).argsort() == np.arange(5)).all()
 
 

@@ -9,8 +9,8 @@ from scipy import sparse
 from torch import nn
 
 from hescribe.methods.base import Batch, Origin, Shapes
-from hescribe.methods.carhe import Carhe, CarheConfig
-from hescribe.methods.carhe_clip import CarheClip, CarheClipConfig
+from hescribe.methods.carhe.clip import CarheClip, CarheClipConfig
+from hescribe.methods.carhe.model import Carhe, CarheConfig
 from hescribe.reference import Neighbours, weigh
 
 KIND = np.arange(90) % 3

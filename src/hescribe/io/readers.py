@@ -99,7 +99,7 @@ def read_expression(row: ManifestRow) -> ad.AnnData:
             "no such file or folder", path=row.expression, fix=f"section {row.section_id!r} of the manifest"
         )
     adata = technology.read(row)
-    check_section(adata, row.expression)
+    check_section(adata, row.expression, positions=row.image is not None)
     if row.cell_types is not None:
         add_cell_types(adata, row.cell_types)
     if row.annotations is not None:

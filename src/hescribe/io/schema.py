@@ -13,8 +13,15 @@ from hescribe import keys
 from hescribe.errors import InputError
 
 
-def check_section(adata: ad.AnnData, path: Path) -> None:
+def check_section(adata: ad.AnnData, path: Path, *, positions: bool = True) -> None:
     """Raw counts in ``X``, unique spot ids, a finite position for every spot.
+
+    Parameters
+    ----------
+    adata, path
+        What was read, and from where.
+    positions
+        Needed; otherwise checked where there are any (cells of a suspension have none).
 
     Raises
     ------
@@ -41,6 +48,8 @@ def check_section(adata: ad.AnnData, path: Path) -> None:
             fix="give raw counts, not normalised ones",
         )
     centres = adata.obsm.get(keys.SPATIAL)
+    if centres is None and not positions:
+        return
     if centres is None or np.asarray(centres).shape != (adata.n_obs, 2):
         raise InputError("no position (x, y) for each spot", path=path, fix="obsm['spatial'], full-resolution pixels")
     if not np.isfinite(np.asarray(centres, dtype=np.float64)).all():

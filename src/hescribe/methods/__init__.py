@@ -8,8 +8,8 @@ from hescribe.methods.baselines.ridge import RIDGE, RIDGE_HEST
 from hescribe.methods.baselines.stnet import STNET
 from hescribe.methods.baselines.triplex import TRIPLEX
 from hescribe.methods.bleep import BLEEP
-from hescribe.methods.carhe import CARHE
-from hescribe.methods.carhe_clip import CARHE_CLIP
+from hescribe.methods.carhe.clip import CARHE_CLIP
+from hescribe.methods.carhe.model import CARHE
 from hescribe.methods.cmrcnet import CMRCNET
 from hescribe.methods.fusion import FUSION
 

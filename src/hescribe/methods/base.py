@@ -141,20 +141,61 @@ class ClosedForm(Protocol):
         ...
 
 
+class Unpaired(NamedTuple):
+    """Transcriptomes without image: sections that were only sequenced, single cells.
+
+    Attributes
+    ----------
+    expression
+        (m, panel) on the scale of the paired spots; zero where a source did not measure the gene.
+    source
+        (m,) which source each is from.
+    measured
+        (sources, panel) bool.
+    """
+
+    expression: SparseExpression
+    source: npt.NDArray[np.intp]
+    measured: npt.NDArray[np.bool_]
+
+
 @runtime_checkable
 class LearnsPrototypes(Protocol):
-    """A joint model whose reference are not spots but clusters of them."""
+    """A joint model whose reference are not spots but clusters of them.
 
-    def learn_prototypes(self, expression: SparseExpression, origin: Origin, *, seed: int) -> None:
-        """From (n, panel) training transcriptomes, before any training by gradient descent."""
+    Its config has ``unpaired`` (use transcriptomes without image), ``transfer`` (predict genes that only these have)
+    and ``gene_embedding`` (what ``expression`` is in the methods below: the panel, or a vector made by scGPT).
+    """
+
+    def learn_prototypes(
+        self,
+        expression: SparseExpression,
+        origin: Origin,
+        *,
+        seed: int,
+        unpaired: Unpaired | None = None,
+        embedded: bool = False,
+    ) -> None:
+        """From (n, panel) training transcriptomes, before any training by gradient descent.
+
+        ``embedded``: these are no genes but vectors that are to be clustered as they are.
+        """
         ...
 
-    def assign(self, expression: Tensor) -> Tensor:
-        """(n, panel) → (n,) prototype of each transcriptome."""
+    def locate(self, expression: Tensor) -> Tensor:
+        """(n, panel) → (n, k), where each transcriptome lies among the prototypes."""
+        ...
+
+    def locate_unpaired(self, unpaired: Unpaired) -> Features:
+        """(m, k), the same for transcriptomes without image."""
+        ...
+
+    def centres(self) -> Features:
+        """(prototypes, k)."""
         ...
 
     def embed_prototypes(self) -> Tensor:
-        """(m, dim) keys."""
+        """(prototypes, dim) keys."""
         ...
 
 

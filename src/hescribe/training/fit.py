@@ -9,7 +9,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -26,6 +26,7 @@ from hescribe import keys
 from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, TokenTower, describe_tiles
 from hescribe.encoders.extract import tile_stack
 from hescribe.errors import HescribeError
+from hescribe.evaluation.splits import patient_key
 from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
 from hescribe.io.store import write_atomically
 from hescribe.methods.base import (
@@ -41,14 +42,22 @@ from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
-from hescribe.training.inputs.cells import mean_composition, name_mixture
 from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.harmony import harmonise
+from hescribe.training.inputs.unpaired import UnpairedData
 from hescribe.training.memory import keep_freed_memory
 from hescribe.training.module import Training
+from hescribe.training.prototypes import Prototypes
 from hescribe.types import Context, Features, SparseExpression
 
 Rows = npt.NDArray[np.intp]
+
+
+class _Targets(NamedTuple):
+    """(n, g) ``expression``, and (n, p) ``inputs`` of a joint model's expression side: the panel, or scGPT vectors."""
+
+    expression: SparseExpression
+    inputs: SparseExpression
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ class Fitter:
         Torch device.
     cell_types
         Compositions of the training data's spots, where they are known.
+    unpaired
+        Transcriptomes without image, for a method that learns from them.
+    embedding
+        (n, d) scGPT vectors of the spots, where the method works on them in place of the panel.
     """
 
     data: TrainingData
@@ -110,6 +123,8 @@ class Fitter:
     encoder: Encoder
     device: str
     cell_types: pd.DataFrame | None = None
+    unpaired: UnpairedData | None = None
+    embedding: Features | None = None
 
     @property
     def extraction(self) -> Extraction:
@@ -145,23 +160,25 @@ class Fitter:
             A fixed number, instead of the method's own with early stopping.
         """
         method = self.config.method_row()
+        targets = self._targets(rows, panel)
         shapes = Shapes(
-            self.extraction.context.width(self.encoder.width), int(panel.sum()), self.data.expression.shape[1]
+            self.extraction.context.width(self.encoder.width), targets.inputs.shape[1], targets.expression.shape[1]
         )
         # Before the module is made, so that its first weights depend on the seed alone
         L.seed_everything(self.config.seed, workers=True, verbose=False)
         model = method.build(self._tower(), shapes, self.method_config)
-        expression = self._expression(rows, panel)
         if isinstance(model, ClosedForm):
-            model.solve(self.describe(self.encoder).full[rows], expression[rows], self.data.origin.at(rows))
-            return self._finish(model, expression, rows, panel, (0, _no_history()))
+            model.solve(self.describe(self.encoder).full[rows], targets.expression[rows], self.data.origin.at(rows))
+            return self._finish(model, targets, rows, (_no_history(), 0))
+        prototypes = None
         if isinstance(model, LearnsPrototypes):
-            model.learn_prototypes(expression[rows][:, panel], self.data.origin.at(rows), seed=self.config.seed)
+            prototypes = self.prototypes(rows, held_out, panel=panel)
+            prototypes.learn(model, seed=self.config.seed)
         if isinstance(model.tower, Standardise):
-            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]))
-        targets = expression[:, panel] if isinstance(model, JointModel) else expression
-        history, best = self._descend(model, targets, (rows, held_out), folder=folder, epochs=epochs)
-        return self._finish(model, expression, rows, panel, (best, history))
+            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
+        wanted = targets.inputs if isinstance(model, JointModel) else targets.expression
+        outcome = self._descend(model, wanted, (rows, held_out), folder=folder, epochs=epochs)
+        return self._finish(model, targets, rows, outcome, prototypes=prototypes)
 
     def _tower(self) -> nn.Module:
         """What turns a batch's images into features: the encoder, or nothing but scaling where it is frozen."""
@@ -171,18 +188,38 @@ class Fitter:
         module = copy.deepcopy(self.encoder.module).to(memory_format=torch.channels_last)
         return TokenTower(module) if isinstance(module, MeanOfTokens) else module
 
-    def _expression(self, rows: Rows, panel: npt.NDArray[np.bool_]) -> SparseExpression:
-        if not getattr(self.method_config, "harmony", False):
-            return self.data.expression
-        return harmonise(self.data.expression, self.data.section, rows=rows, panel=panel, seed=self.config.seed)
+    def _targets(self, rows: Rows, panel: npt.NDArray[np.bool_]) -> _Targets:
+        expression = self.data.expression
+        if getattr(self.method_config, "harmony", False):
+            expression = harmonise(expression, self.data.section, rows=rows, panel=panel, seed=self.config.seed)
+        inputs = expression[:, panel] if self.embedding is None else sparse.csr_matrix(self.embedding)
+        return _Targets(expression, inputs)
+
+    def prototypes(self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_]) -> Prototypes:
+        """What prototypes are learned from: nothing of a patient that is held out, with image or without."""
+        targets, unpaired = self._targets(rows, panel), self.unpaired
+        if unpaired is not None:
+            held = {patient_key(self.data.sections[i].patient_id) for i in np.unique(self.data.section[held_out])}
+            unpaired = unpaired.without(held)
+        return Prototypes(
+            expression=targets.expression[rows],
+            inputs=targets.inputs[rows],
+            origin=self.data.origin.at(rows),
+            genes=tuple(self.data.genes.index),
+            without_image=unpaired,
+            panel=None if self.embedding is not None else panel,
+            transfer=getattr(self.method_config, "transfer", False),
+            cell_types=None if self.cell_types is None else self.cell_types.iloc[rows],
+        )
 
     def _finish(
         self,
         model: nn.Module,
-        expression: SparseExpression,
+        targets: _Targets,
         rows: Rows,
-        panel: npt.NDArray[np.bool_],
-        outcome: tuple[int, pd.DataFrame],
+        outcome: tuple[pd.DataFrame, int],
+        *,
+        prototypes: Prototypes | None = None,
     ) -> Fitted:
         """Part model and tower, and build the reference from the fitted rows; held-out truth is never in it."""
         encoder = self.encoder
@@ -191,42 +228,20 @@ class Fitter:
             encoder = encoder.with_module(tower)  # type: ignore[arg-type]
             model.tower = Standardise(encoder.width)
         described = self.describe(encoder)
-        best, history = outcome
+        history, best = outcome
         reference = None
-        if isinstance(model, LearnsPrototypes):
-            reference = self._prototypes(model, expression[rows], rows, panel)
+        if prototypes is not None:
+            reference = prototypes.reference(model.cpu().eval())  # type: ignore[arg-type]
         elif isinstance(model, JointModel):
             key = self.method_config.retrieval.key  # type: ignore[attr-defined]
             if key == "expression":
-                inputs = expression[rows][:, panel].toarray()
-                embedding = in_blocks(model.embed_expression, model, inputs, self.device)
+                embedding = in_blocks(model.embed_expression, model, targets.inputs[rows].toarray(), self.device)
             else:
                 embedding = in_blocks(model.embed_images, model, described.full[rows], self.device)
             genes = tuple(self.data.genes.index)
             known = None if self.cell_types is None else self.cell_types.iloc[rows]
-            reference = Reference(embedding, expression[rows], genes, self.data.obs().iloc[rows], known)
+            reference = Reference(embedding, targets.expression[rows], genes, self.data.obs().iloc[rows], known)
         return Fitted(model.cpu(), encoder, reference, described.plain[rows], best, history)  # type: ignore[arg-type]
-
-    def _prototypes(
-        self, model: Any, expression: SparseExpression, rows: Rows, panel: npt.NDArray[np.bool_]
-    ) -> Reference:
-        """Keys are the prototypes, payload the mean expression and composition of the spots (``rows``) of each."""
-        cluster = in_blocks(model.assign, model, expression[:, panel].toarray(), self.device).astype(np.intp)
-        with torch.inference_mode():
-            embedding = model.embed_prototypes().float().cpu().numpy()
-        sizes = np.bincount(cluster, minlength=len(embedding))
-        member = sparse.csr_matrix(
-            (np.ones(len(cluster)), (cluster, np.arange(len(cluster)))), shape=(len(sizes), len(cluster))
-        )
-        means = sparse.csr_matrix(sparse.diags(1.0 / np.maximum(sizes, 1)) @ member @ expression, dtype=np.float32)
-        used = sizes > 0
-        names = pd.Index([f"prototype {i}" for i in np.flatnonzero(used)])
-        obs = pd.DataFrame({"spots": sizes[used]}, index=names)
-        known = None
-        if self.cell_types is not None:
-            known = mean_composition(self.cell_types.iloc[rows], cluster, len(sizes))[used]
-            obs["name"] = [name_mixture(shares) for _, shares in known.iterrows()]
-        return Reference(embedding[used], means[used], tuple(self.data.genes.index), obs, known)
 
     def _descend(
         self,

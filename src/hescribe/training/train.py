@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from hescribe.training.fit import Fitted, Fitter, Rows
 from hescribe.training.inputs.cells import compositions
 from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
+from hescribe.training.inputs.unpaired import UnpairedData, assemble_unpaired, ready_embedding
 from hescribe.types import Context, Features, PerGene
 from hescribe.version import __version__
 
@@ -41,7 +42,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     Parameters
     ----------
     sections
-        Rows without image or without expression are not used by this method.
+        Rows without image are unpaired transcriptomes: a method that learns prototypes uses them (unless
+        ``unpaired`` is off), the others do not. Rows without expression are not used.
     config
         Settings.
     output
@@ -65,6 +67,9 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         "%d sections, %d spots, %d genes of which %d in the panel",
         len(data.sections), len(data.section), len(data.genes), int(data.panel.sum()),
     )  # fmt: skip
+    unpaired = assemble_unpaired(sections, data, config) if getattr(method_config, "unpaired", False) else None
+    if unpaired is not None:
+        log.info("%d transcriptomes without image, of %d sources", len(unpaired.source), len(unpaired.sections))
     encoder = load_encoder(config.encoder)
     if config.fine_tune and not encoder.trainable:
         raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
@@ -72,9 +77,10 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
     if config.fine_tune and config.method_row().tokens:
         encoder = mean_of_tokens(encoder)
-    run = _run_folder(Path(output), config, data, encoder.identity)
-    unpaired = [s for s in sections if s.image is None and s.has_expression]
-    fitter = Fitter(data, config, method_config, encoder, device, compositions(data.sections, unpaired))
+    embedding = ready_embedding(data, unpaired, getattr(method_config, "gene_embedding", "learned"))
+    cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
+    fitter = Fitter(data, config, method_config, encoder, device, cell_types, unpaired, embedding)
+    run = _run_folder(Path(output), fitter)
     try:
         _learn(fitter, run).save(output)
     except InputError:
@@ -162,6 +168,8 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
 def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
     data = fitter.data
     predicted = fitted.head(fitter.method_config, fitter.device, known_patient=known_patient)(features[held])
+    # Genes that were transferred stand behind the others and have no truth
+    predicted = predicted[:, : data.expression.shape[1]]
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
@@ -170,8 +178,9 @@ def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, kn
 
 def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
     data, config = fitter.data, fitter.config
-    genes = data.genes.copy()
-    trust, known = _trusts(folds, genes["mean"].to_numpy(dtype=np.float64))
+    unpaired = fitter.unpaired.sections if fitter.unpaired is not None else ()
+    genes = _output_genes(data, fitter.unpaired, final)
+    trust, known = _trusts(folds, data.genes["mean"].to_numpy(dtype=np.float64), n_genes=len(genes))
     genes[keys.EXPECTED_PCC] = trust.expected_pcc if trust else np.nan
     genes[keys.INTERVAL] = trust.interval if trust else np.nan
     history = [f.fitted.history.assign(fold=f.name) for f in folds] + [final.history.assign(fold="all sections")]
@@ -192,7 +201,8 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seed": config.seed,
             "spots": len(data.section),
-            "sections": {s.section_id: s.patient_id for s in data.sections},
+            "sections": {s.section_id: s.patient_id for s in (*data.sections, *unpaired)},
+            "unpaired": [s.section_id for s in unpaired],
             "epochs": final.epochs,
             "inner_folds": [f.name for f in folds],
             "settings": config.model_dump(exclude={"device"}),
@@ -201,8 +211,33 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
     )
 
 
-def _trusts(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
-    """For a new patient and for a known one."""
+def _output_genes(data: TrainingData, unpaired: UnpairedData | None, final: Fitted) -> pd.DataFrame:
+    """Genes in the order of a prediction: the training data's, then those that were transferred."""
+    genes = data.genes.assign(**{keys.TRANSFERRED: False})
+    count = len(final.reference.genes) - len(genes) if final.reference is not None else 0
+    if unpaired is None or count == 0:
+        return genes
+    return pd.concat([genes, unpaired.extra_genes.assign(**{keys.TRANSFERRED: True})])
+
+
+def _trusts(folds: list[_Fold], mean: PerGene, *, n_genes: int) -> tuple[Trust | None, Trust | None]:
+    """For a new patient and for a known one; NaN for the genes at the end that no paired section has."""
+    new, known = _trusts_of_measured(folds, mean)
+    return _extended(new, n_genes), _extended(known, n_genes)
+
+
+def _extended(trust: Trust | None, n_genes: int) -> Trust | None:
+    if trust is None:
+        return None
+    beyond = np.full(n_genes - len(trust.interval), np.nan)
+    return replace(
+        trust,
+        expected_pcc=np.concatenate([trust.expected_pcc, beyond]),
+        interval=np.concatenate([trust.interval, beyond]),
+    )
+
+
+def _trusts_of_measured(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
     staying = [(f.known, f.novelty) for f in folds if f.known is not None]
     leaving = [(f.new, f.novelty) for f in folds if f.known is None]
     known = _trust(staying) if staying else None
@@ -220,13 +255,15 @@ def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]]) -> Trust:
     return fit_trust([one.residuals for one, _ in judged], [novelty for _, novelty in judged], expected)
 
 
-def _run_folder(output: Path, config: TrainConfig, data: TrainingData, identity: str) -> Path:
+def _run_folder(output: Path, fitter: Fitter) -> Path:
     """The folder of this run's logs; emptied when it belongs to a run with other settings or data."""
+    data, config, unpaired = fitter.data, fitter.config, fitter.unpaired
     facts = {
         "settings": config.model_dump(mode="json"),
-        "encoder": identity,
+        "encoder": fitter.encoder.identity,
         "sections": {s.section_id: s.tiles().fingerprint() for s in data.sections},
-        "expression": hashlib.blake2b(data.expression.data.tobytes(), digest_size=16).hexdigest(),
+        "expression": _hash(data.expression.data, fitter.embedding),
+        "unpaired": _hash(unpaired.shares.data, unpaired.extra.data, unpaired.scgpt) if unpaired is not None else "",
         "version": __version__,
     }
     folder = output.with_name(f"{output.name}.run")
@@ -237,3 +274,10 @@ def _run_folder(output: Path, config: TrainConfig, data: TrainingData, identity:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(text)
     return folder
+
+
+def _hash(*arrays: npt.NDArray[np.generic] | None) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -24,23 +24,23 @@ def read_h5ad(row: ManifestRow) -> ad.AnnData:
     Raises
     ------
     InputError
-        The file is unreadable or has no positions.
+        The file is unreadable, or has no positions and the row an image: only without one can it do without.
     """
     assert row.expression is not None  # noqa: S101 - readers are called for rows with expression
-    return _tidy(_open(row.expression), row.expression)
+    return _tidy(_open(row.expression), row)
 
 
 def read_hest(row: ManifestRow) -> ad.AnnData:
     """A HEST-1k section: an h5ad file, of which the spots under tissue count."""
     assert row.expression is not None  # noqa: S101 - as above
     source = _open(row.expression)
-    adata = _tidy(source, row.expression)
+    adata = _tidy(source, row)
     if keys.IN_TISSUE in source.obs:
         adata = adata[source.obs[keys.IN_TISSUE].to_numpy(dtype=float) > 0].copy()
     return adata
 
 
-def _tidy(source: ad.AnnData, path: Path) -> ad.AnnData:
+def _tidy(source: ad.AnnData, row: ManifestRow) -> ad.AnnData:
     counts, var = _raw_counts(source)
     matrix, genes = tidy_genes(counts, _symbols(var), _ensembl(var))
     obs = pd.DataFrame(index=pd.Index(source.obs_names.astype(str)))
@@ -50,9 +50,10 @@ def _tidy(source: ad.AnnData, path: Path) -> ad.AnnData:
     if keys.CELL_TYPE in source.obs:
         obs[keys.CELL_TYPE] = pd.Categorical(source.obs[keys.CELL_TYPE].to_numpy())
     adata = ad.AnnData(matrix, obs=obs, var=genes)
-    if keys.SPATIAL not in source.obsm:
-        raise InputError("no obsm['spatial']", path=path, fix="x, y of each spot in full-resolution pixels")
-    adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    if keys.SPATIAL in source.obsm:
+        adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    elif row.image is not None:
+        raise InputError("no obsm['spatial']", path=row.expression, fix="x, y of each spot in full-resolution pixels")
     if keys.SCGPT in source.obsm:
         adata.obsm[keys.SCGPT] = np.asarray(source.obsm[keys.SCGPT], dtype=np.float32)
     return adata

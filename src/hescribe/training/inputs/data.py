@@ -39,6 +39,8 @@ class TrainingData:
         (n,) index into ``sections``.
     centres
         (n, 2) full-resolution pixels.
+    measured
+        Genes measured in every section, also those too rare to be predicted.
     """
 
     sections: tuple[Section, ...]
@@ -46,6 +48,7 @@ class TrainingData:
     genes: pd.DataFrame
     section: npt.NDArray[np.intp]
     centres: Centres
+    measured: tuple[str, ...] = ()
 
     @property
     def panel(self) -> npt.NDArray[np.bool_]:
@@ -95,7 +98,7 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     kept = supported | panel
     genes[keys.IN_PANEL] = panel
     centres = np.concatenate([np.asarray(t.obsm[keys.SPATIAL], dtype=np.float64) for t in tables])
-    return TrainingData(paired, logged[:, kept].tocsr(), genes[kept].copy(), section, centres)
+    return TrainingData(paired, logged[:, kept].tocsr(), genes[kept].copy(), section, centres, tuple(measured))
 
 
 def _columns(matrix: SparseExpression, names: pd.Index, wanted: list[str]) -> SparseExpression:

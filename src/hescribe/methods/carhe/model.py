@@ -3,8 +3,9 @@
 Zou et al., bioRxiv 10.1101/2025.06.15.659438 (2025). The target of a tile is not a vector of counts but a cluster in a
 space of transcriptomes; expression is the mean over the clusters, weighted by how alike the tile is to each.
 
-The paper embeds transcriptomes by scGPT and clusters two million cells; here the embedding is learned from the training
-transcriptomes themselves (the leading singular vectors of their expression, each section less its mean).
+The paper embeds transcriptomes by scGPT and clusters two million cells. Here transcriptomes without image join those of
+the paired spots, and where no scGPT vectors are given, the embedding is learned from them all (the leading singular
+vectors of their expression, each section less its mean).
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from scipy import sparse
-from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Origin, Retrieval, Shapes
+from hescribe.methods.base import (
+    Batch,
+    JointModel,
+    Method,
+    MethodConfig,
+    Optimisation,
+    Origin,
+    Retrieval,
+    Shapes,
+    Unpaired,
+)
+from hescribe.methods.carhe.prototypes import cluster, principal_axes, project_unpaired
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import aligned_loss
-from hescribe.types import SparseExpression
-
-_SPOTS_PER_PROTOTYPE = 5  #: fewer would make a prototype of noise
+from hescribe.types import Features, SparseExpression
 
 
 class CarheConfig(MethodConfig):
@@ -42,6 +50,11 @@ class CarheConfig(MethodConfig):
     same_cluster: float = Field(1.0, ge=0, le=1, description="target of a pair of one cluster")
     target: Literal["prototype", "spot"] = Field(
         "prototype", description="a tile is aligned with its spot's prototype, or with the spot's own transcriptome"
+    )
+    unpaired: bool = Field(default=True, description="learn from transcriptomes without image too")
+    transfer: bool = Field(default=True, description="predict genes that only transcriptomes without image have")
+    gene_embedding: Literal["auto", "learned", "scgpt"] = Field(
+        "auto", description="of transcriptomes; auto: scGPT's where every section and reference has obsm['X_scGPT']"
     )
     optimisation: Optimisation = Optimisation(epochs=100, batch_size=64, learning_rate=1e-4, weight_decay=2e-3)
     retrieval: Retrieval = Retrieval(k=1000, imputation="softmax", temperature=0.1)
@@ -64,30 +77,60 @@ class Carhe(JointModel):
         super().__init__()
         self.tower = tower
         self.config = config
-        width = min(config.components, shapes.panel)
+        self._embed_by(torch.zeros(shapes.panel, min(config.components, shapes.panel)))
         self.image_head = ProjectionHead(shapes.features, config.dim, dropout=config.dropout)
-        self.expression_head = ProjectionHead(width, config.dim, dropout=config.dropout)
-        self.register_buffer("centre", torch.zeros(shapes.panel))
-        self.register_buffer("axes", torch.zeros(shapes.panel, width))
-        self.register_buffer("prototypes", torch.zeros(2, width))
+        self.register_buffer("prototypes", torch.zeros(2, self.get_buffer("axes").shape[1]))
+        self._spread: float | None = None  # of the paired spots; none: vectors were made elsewhere
 
-    def learn_prototypes(self, expression: SparseExpression, origin: Origin, *, seed: int) -> None:
+    def _embed_by(self, axes: Tensor) -> None:
+        """Take (inputs, k) axes, and a projection head of their width."""
+        self.register_buffer("centre", torch.zeros(len(axes)))
+        self.register_buffer("axes", axes.float())
+        head = ProjectionHead(axes.shape[1], self.config.dim, dropout=self.config.dropout)
+        self.expression_head = head.train(self.training)
+
+    def learn_prototypes(
+        self,
+        expression: SparseExpression,
+        origin: Origin,
+        *,
+        seed: int,
+        unpaired: Unpaired | None = None,
+        embedded: bool = False,
+    ) -> None:
         """Embedding and clusters of (n, panel) training transcriptomes, in closed form."""
-        from sklearn.cluster import KMeans
-
         matrix = sparse.csr_matrix(expression, dtype=np.float64)
-        axes = _principal_axes(matrix, origin.section, self.get_buffer("axes").shape[1])
+        if embedded:
+            self._embed_by(torch.eye(matrix.shape[1]))
+        else:
+            wanted = min(self.config.components, matrix.shape[1])
+            axes = principal_axes(matrix, origin.section, unpaired, wanted)
+            self._embed_by(torch.from_numpy(np.pad(axes, ((0, 0), (0, wanted - axes.shape[1])))))
         self.get_buffer("centre").copy_(torch.from_numpy(np.asarray(matrix.mean(axis=0)).ravel()))
-        self.get_buffer("axes").zero_()[:, : axes.shape[1]] = torch.from_numpy(axes)
-        embedded = matrix @ axes - np.asarray(matrix.mean(axis=0)) @ axes
-        count = max(2, min(self.config.prototypes, len(embedded) // _SPOTS_PER_PROTOTYPE))
-        means = KMeans(count, n_init=3, random_state=seed).fit(embedded).cluster_centers_
-        padded = np.pad(means, ((0, 0), (0, self.get_buffer("axes").shape[1] - means.shape[1])))
-        self.register_buffer("prototypes", torch.tensor(padded, dtype=torch.float32))
+        axes = self.get_buffer("axes").double().numpy()
+        places = matrix @ axes - np.asarray(matrix.mean(axis=0)) @ axes
+        self._spread = None if embedded else float(np.sqrt((places**2).sum(axis=1).mean()))
+        others = None if unpaired is None else self.locate_unpaired(unpaired)
+        found = cluster(places, others, most=self.config.prototypes, seed=seed)
+        self.register_buffer("prototypes", torch.tensor(found, dtype=torch.float32))
+
+    def locate(self, expression: Tensor) -> Tensor:
+        """(n, panel) → (n, k) places in the space of the prototypes."""
+        return (expression - self.get_buffer("centre")) @ self.get_buffer("axes")
+
+    def locate_unpaired(self, unpaired: Unpaired) -> Features:
+        """(m, k); each source less its own mean, unless the vectors came ready-made."""
+        if self._spread is None:
+            return np.asarray(unpaired.expression.toarray() - self.get_buffer("centre").cpu().numpy())
+        return project_unpaired(unpaired, self.get_buffer("axes").cpu().double().numpy(), self._spread)
+
+    def centres(self) -> Features:
+        """(prototypes, k)."""
+        return self.get_buffer("prototypes").cpu().numpy()
 
     def assign(self, expression: Tensor) -> Tensor:
         """(n, panel) → (n,) the nearest prototype of each transcriptome."""
-        return torch.cdist(self._embedded(expression), self.get_buffer("prototypes")).argmin(dim=1)
+        return torch.cdist(self.locate(expression), self.get_buffer("prototypes")).argmin(dim=1)
 
     def embed_prototypes(self) -> Tensor:
         """(m, dim), of unit length."""
@@ -99,7 +142,7 @@ class Carhe(JointModel):
 
     def embed_expression(self, expression: Tensor) -> Tensor:
         """(n, panel) → (n, dim), of unit length."""
-        return F.normalize(self.expression_head(self._embedded(expression)), dim=1)
+        return F.normalize(self.expression_head(self.locate(expression)), dim=1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``½ [CE(softmax(P Cᵀ / τ), T) + CE(softmax(C Pᵀ / τ), T)]``, T softened, rows scaled to 1."""
@@ -113,34 +156,18 @@ class Carhe(JointModel):
             "alignment": aligned_loss(images.float(), genes.float(), self._targets(cluster), self.config.temperature)
         }
 
-    def _embedded(self, expression: Tensor) -> Tensor:
-        return (expression - self.get_buffer("centre")) @ self.get_buffer("axes")
-
     def _targets(self, cluster: Tensor) -> Tensor:
         same = cluster[:, None] == cluster[None, :]
         targets = torch.where(same, self.config.same_cluster, self.config.alpha).fill_diagonal_(1.0)
         return targets / targets.sum(dim=1, keepdim=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        # As many prototypes as the training data could bear
+        # As many prototypes as the training data could bear, and axes of the embedding they were made with
+        if f"{prefix}axes" in state_dict and state_dict[f"{prefix}axes"].shape != self.get_buffer("axes").shape:
+            self._embed_by(torch.zeros_like(state_dict[f"{prefix}axes"]))
         if f"{prefix}prototypes" in state_dict:
             self.register_buffer("prototypes", torch.zeros_like(state_dict[f"{prefix}prototypes"]))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _principal_axes(matrix: SparseExpression, section: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
-    """(panel, k) directions in which spots of one section differ."""
-    _, rows = np.unique(section, return_inverse=True)
-    member = sparse.csr_matrix((np.ones(len(rows)), (np.arange(len(rows)), rows)))
-    means = sparse.diags(1.0 / np.bincount(rows)) @ member.T @ matrix
-    centred = (matrix - member @ means).toarray() if matrix.shape[1] <= 5000 else None
-    found = min(count, min(matrix.shape) - 1)
-    start = np.ones(min(matrix.shape))
-    _, singular, axes = svds(
-        centred if centred is not None else sparse.csr_matrix(matrix - member @ means), found, v0=start
-    )
-    axes = axes[np.argsort(-singular)]
-    return np.asarray((axes * np.sign(axes[np.arange(found), np.abs(axes).argmax(axis=1)])[:, None]).T)
 
 
 def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:

@@ -1,0 +1,1 @@
+"""CarHE, as its paper describes it (``model``) and as its code does it (``clip``)."""
