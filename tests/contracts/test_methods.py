@@ -16,6 +16,7 @@ from hescribe.methods.base import (
     JointModel,
     LearnsPrototypes,
     Method,
+    MethodConfig,
     Origin,
     RegressionModel,
     Shapes,
@@ -23,11 +24,17 @@ from hescribe.methods.base import (
 from hescribe.types import Context
 
 N, D, PANEL, G = 60, 12, 8, 15
+#: smaller than as made, where that would take long
+SMALL = {"triplex": {"dim": 16, "heads": 2, "neighbours": 3, "raster": 2}}
+
+
+def settings(method: Method) -> MethodConfig:
+    return method.config(**SMALL.get(method.name, {}))
 
 
 def width(method: Method) -> int:
     """Length of a row of features; where a method reads a square and a raster out of it, as its context has it."""
-    context = getattr(method.config(), "context", Context())
+    context = getattr(settings(method), "context", Context())
     return context.width(D) if context.grid or context.raster else D
 
 
@@ -41,7 +48,7 @@ def data(method: Method, seed: int = 0) -> tuple[np.ndarray, sparse.csr_matrix, 
 
 def built(method: Method, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return method.build(nn.Identity(), Shapes(width(method), PANEL, G), method.config())
+    return method.build(nn.Identity(), Shapes(width(method), PANEL, G), settings(method))
 
 
 def targets(model: nn.Module, expression: sparse.csr_matrix) -> np.ndarray:
