@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,32 @@ def test_cell_types_come_back_from_disk_and_may_be_missing(reference: Reference,
     assert again is not None
     np.testing.assert_array_equal(again.to_numpy(), types.to_numpy())
     assert list(again.columns) == ["B cells", "CAF"]
+
+
+def is_mapped(array: object) -> bool:
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+def test_a_large_reference_is_mapped_and_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HESCRIBE_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    expression = sparse.random(300, 40, density=0.2, format="csr", random_state=0, dtype=np.float32)
+    names = pd.Index([f"s{i}" for i in range(300)])
+    reference = Reference(
+        rng.normal(size=(300, 8)).astype("f"), expression, tuple(f"g{i}" for i in range(40)), pd.DataFrame(index=names)
+    )
+    reference.save(tmp_path / "reference.zarr")
+    whole = Reference.load(tmp_path / "reference.zarr")
+    mapped = Reference.load(tmp_path / "reference.zarr", identity="abc", map_from=1000)
+    again = Reference.load(tmp_path / "reference.zarr", identity="abc", map_from=1000)
+    for part in (mapped, again):
+        assert is_mapped(part.embedding)
+        assert is_mapped(part.expression.data)
+    queries = rng.normal(size=(20, 8)).astype("f")
+    how = Retrieval(k=5)
+    expected = reference.impute(queries, how)
+    for other in (whole, mapped, again):
+        np.testing.assert_array_equal(other.impute(queries, how), expected)
+    assert not is_mapped(whole.embedding)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -12,16 +13,19 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import zarr
 from scipy import sparse
 from torch import Tensor
 
 from hescribe import keys
+from hescribe.encoders.extract import cache_folder
 from hescribe.errors import BundleError, InputError
-from hescribe.io.store import write_anndata
+from hescribe.io.store import write_anndata, write_atomically
 from hescribe.methods.base import Retrieval
 from hescribe.types import Expression, Features, SparseExpression
 
 BUDGET_BYTES = 256 * 2**20  #: largest similarity block ever held
+MAP_FROM_BYTES = 256 * 2**20  #: arrays from this size on are memory-mapped
 
 
 class Neighbours(NamedTuple):
@@ -126,8 +130,18 @@ class Reference:
         write_anndata(table, path)
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
+    def load(cls, path: Path, *, identity: str = "", map_from: int = MAP_FROM_BYTES) -> Reference:
         """Read what ``save`` wrote.
+
+        Parameters
+        ----------
+        path
+            The store.
+        identity
+            Hash of its content. With one, a large array is unpacked into the cache folder once and memory-mapped
+            from there, so that a reference of any size can be searched with the memory of a small one.
+        map_from
+            Bytes from which an array is large.
 
         Raises
         ------
@@ -135,12 +149,47 @@ class Reference:
             The store is missing or damaged.
         """
         try:
-            table = ad.read_zarr(path)
-            embedding = np.asarray(table.obsm[keys.EMBEDDING], dtype=np.float32)
+            group = zarr.open_group(path, mode="r")
+            unpack = _Unpack(cache_folder() / "references" / identity, map_from if identity else sys.maxsize)
+            obs, genes = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"]).index
+            embedding = unpack(group[f"obsm/{keys.EMBEDDING}"], "embedding")
+            parts = (unpack(group[f"X/{name}"], name) for name in ("data", "indices", "indptr"))
+            expression = sparse.csr_matrix(tuple(parts), shape=(len(obs), len(genes)))
+            named = f"obsm/{keys.CELL_TYPES}"
+            cell_types = ad.io.read_elem(group[named]) if named in group else None
         except Exception as error:  # zarr and anndata raise many kinds for damaged stores
             raise BundleError(f"the reference cannot be read ({type(error).__name__}: {error})", path=path) from error
-        cell_types = table.obsm.get(keys.CELL_TYPES)
-        return cls(embedding, sparse.csr_matrix(table.X), tuple(table.var_names), table.obs, cell_types)
+        return cls(embedding, expression, tuple(genes), obs, cell_types)
+
+
+@dataclass(frozen=True)
+class _Unpack:
+    """Arrays of a store: in memory, or, large ones, mapped from files that are written once.
+
+    Attributes
+    ----------
+    folder
+        Of the files.
+    map_from
+        Bytes from which an array is large.
+    """
+
+    folder: Path
+    map_from: int
+
+    def __call__(self, stored: Any, name: str) -> npt.NDArray[Any]:
+        if stored.nbytes < self.map_from:
+            return np.asarray(stored[:])
+        path = self.folder / f"{name}.npy"
+        if not path.is_file():
+            with write_atomically(path) as temporary:
+                out = np.lib.format.open_memmap(temporary, mode="w+", dtype=stored.dtype, shape=stored.shape)
+                rows = max(1, self.map_from * stored.shape[0] // stored.nbytes)
+                for start in range(0, stored.shape[0], rows):
+                    out[start : start + rows] = stored[start : start + rows]
+                out.flush()
+                del out
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def search(
@@ -176,7 +225,8 @@ def _block_sizes(n_queries: int, n_keys: int, k: int, budget_bytes: int) -> tupl
 
 
 def _prepare(vectors: Features, similarity: str, device: str) -> Tensor:
-    tensor = torch.tensor(np.ascontiguousarray(vectors, dtype=np.float32), device=device)
+    # Copied: torch takes no read-only memory, and sums may depend on how it is aligned
+    tensor = torch.tensor(np.array(vectors, dtype=np.float32), device=device)
     return F.normalize(tensor, dim=1) if similarity == "cosine" else tensor
 
 

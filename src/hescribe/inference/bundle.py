@@ -166,7 +166,9 @@ def hash_files(folder: Path) -> dict[str, str]:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
             digest.update(str(file.relative_to(folder)).encode())
-            digest.update(file.read_bytes())
+            with file.open("rb") as content:
+                while block := content.read(2**20):
+                    digest.update(block)
         hashes[name] = digest.hexdigest()
     return hashes
 
@@ -236,7 +238,9 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         encoder=encoder,
         extraction=extraction,
         model=model.eval(),  # type: ignore[arg-type]
-        reference=Reference.load(reference) if reference.exists() else None,
+        reference=Reference.load(reference, identity=description["files"][keys.BUNDLE_REFERENCE])
+        if reference.exists()
+        else None,
         genes=genes,
         novelty=Novelty(**{k: v.numpy() for k, v in _part(tensors, "novelty").items()}),
         trust=_restore_trust(tensors, "trust"),
