@@ -20,7 +20,17 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Origin, Retrieval, Shapes
+from hescribe.methods.base import (
+    Batch,
+    JointModel,
+    Method,
+    MethodConfig,
+    Optimisation,
+    Origin,
+    Refinement,
+    Retrieval,
+    Shapes,
+)
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import aligned_loss
 from hescribe.types import SparseExpression
@@ -45,6 +55,9 @@ class CarheConfig(MethodConfig):
     )
     optimisation: Optimisation = Optimisation(epochs=100, batch_size=64, learning_rate=1e-4, weight_decay=2e-3)
     retrieval: Retrieval = Retrieval(k=1000, imputation="softmax", temperature=0.1)
+    refinement: Refinement | None = Field(
+        None, description="Grad-CAM refinement of the prototypes' weights; needs an encoder with feature maps"
+    )
 
 
 class Carhe(JointModel):
