@@ -43,6 +43,12 @@ METHODS = {
     "cmrcnet": {"method": "cmrcnet"},
     "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe"},
+    "carhe refined": {"method": "carhe", "inner_folds": 0, "options": {"refinement": {}}},
+    "carhe refined, none dropped": {
+        "method": "carhe",
+        "inner_folds": 0,
+        "options": {"refinement": {"rounds": 1, "threshold": 0.0}},
+    },
     "carhe-clip": {"method": "carhe-clip"},
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},

@@ -6,6 +6,7 @@ Selvaraju et al., ICCV 2017 (arXiv 1610.02391).
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -63,9 +64,10 @@ def _has_maps(module: nn.Module) -> bool:
 
 def _maps_make_the_vector(encoder: Encoder) -> bool:
     """Tried on a tile of noise: few architectures, of hundreds, keep their class token elsewhere or pool otherwise."""
-    device = next(encoder.module.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    tile = torch.randint(0, 256, (1, 3, encoder.input_px, encoder.input_px), generator=generator).to(device)
+    tile = torch.randint(0, 256, (1, 3, encoder.input_px, encoder.input_px), generator=generator)
+    device = next(chain(encoder.module.parameters(), encoder.module.buffers())).device
+    tile = tile.to(device)
     seen = feature_map(encoder.module, tile)
     with torch.no_grad():
         vector = encoder.module(tile)
