@@ -43,12 +43,8 @@ METHODS = {
     "cmrcnet": {"method": "cmrcnet"},
     "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe"},
-    "carhe refined": {"method": "carhe", "inner_folds": 0, "options": {"refinement": {}}},
-    "carhe refined, none dropped": {
-        "method": "carhe",
-        "inner_folds": 0,
-        "options": {"refinement": {"rounds": 1, "threshold": 0.0}},
-    },
+    "carhe refined": {"method": "carhe", "options": {"refinement": {}}},
+    "carhe refined, none dropped": {"method": "carhe", "options": {"refinement": {"rounds": 1, "threshold": 0.0}}},
     "carhe-clip": {"method": "carhe-clip"},
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
@@ -155,7 +151,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tile-um", type=float, default=112.0)
     parser.add_argument(
-        "--methods", default=";".join(n for n in METHODS if "fine-tuned" not in n), help="with semicolons"
+        "--methods",
+        default=";".join(n for n in METHODS if not {"fine-tuned", "refined"} & set(n.replace(",", "").split())),
+        help="with semicolons",
     )
     parser.add_argument("--protocols", default="", help="with semicolons; default: all")
     parser.add_argument("--seeds", default="0,1,2")

