@@ -43,6 +43,12 @@ METHODS = {
     "cmrcnet": {"method": "cmrcnet", "inner_folds": 1},
     "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe", "inner_folds": 1},
+    "carhe refined": {"method": "carhe", "inner_folds": 1, "options": {"refinement": {}}},
+    "carhe refined, none dropped": {
+        "method": "carhe",
+        "inner_folds": 1,
+        "options": {"refinement": {"rounds": 1, "threshold": 0.0}},
+    },
     "carhe-clip": {"method": "carhe-clip", "inner_folds": 1},
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
@@ -149,7 +155,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tile-um", type=float, default=112.0)
     parser.add_argument(
-        "--methods", default=";".join(n for n in METHODS if "fine-tuned" not in n), help="with semicolons"
+        "--methods",
+        default=";".join(n for n in METHODS if not {"fine-tuned", "refined"} & set(n.replace(",", "").split())),
+        help="with semicolons",
     )
     parser.add_argument("--protocols", default="", help="with semicolons; default: all")
     parser.add_argument("--seeds", default="0,1,2")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.slides.reader import open_slide, resolve_mpp
-from hescribe.slides.tiles import SlideTiles
+from hescribe.slides.tiles import SlideTiles, SomeTiles
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
 
@@ -111,6 +111,17 @@ def test_a_tile_at_its_own_scale_is_cut_out_exactly(tmp_path: Path, name: str) -
     np.testing.assert_array_equal(cut[1], PIXELS[118:182, 168:232])
     assert (cut[0][:, :27] == 255).all()
     np.testing.assert_array_equal(cut[0][:, 27:], PIXELS[118:182, :37])
+
+
+def test_some_tiles_are_those_of_their_rows(tmp_path: Path) -> None:
+    centres = np.array([[200.0, 150.0], [5.0, 150.0], [90.0, 80.0]])
+    tiles = SlideTiles(write(tmp_path / "plain.png"), centres, mpp=0.5, slide_id="s")
+    some = SomeTiles(tiles, np.array([2, 0]))
+    assert len(some) == 2
+    np.testing.assert_array_equal(some.centres, centres[[2, 0]])
+    whole = tiles.read(np.arange(3), tile_um=32.0, size_px=64)
+    np.testing.assert_array_equal(some.read(np.array([1, 0, 1]), tile_um=32.0, size_px=64), whole[[0, 2, 0]])
+    assert len({tiles.fingerprint(), some.fingerprint(), SomeTiles(tiles, np.array([0, 2])).fingerprint()}) == 3
 
 
 def test_larger_tiles_come_from_the_level_that_fits(tmp_path: Path) -> None:

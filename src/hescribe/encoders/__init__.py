@@ -2,9 +2,9 @@
 
 from hescribe.encoders.context import Described, describe_tiles
 from hescribe.encoders.extract import Extraction, extract_features
+from hescribe.encoders.maps.tokens import MeanOfTokens, TokenTower, mean_of_tokens
 from hescribe.encoders.record import Encoder, resolve_device
 from hescribe.encoders.registry import ENCODERS, EncoderEntry, load_encoder
-from hescribe.encoders.tokens import MeanOfTokens, TokenTower, mean_of_tokens
 
 __all__ = [
     "ENCODERS",

@@ -18,7 +18,7 @@ from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens
 from hescribe.errors import BundleError, HescribeError
 from hescribe.inference.card import render_card
-from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, TilePredictor
+from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
 from hescribe.inference.trust import Novelty, Trust
 from hescribe.io.store import write_atomically
 from hescribe.methods import METHODS
@@ -101,7 +101,8 @@ class Bundle:
         if isinstance(self.model, JointModel):
             if self.reference is None:
                 raise BundleError(f"method {self.method!r} retrieves, but the bundle has no reference")
-            return RetrievalHead(self.model, self.reference, self.config.retrieval, device)  # type: ignore[attr-defined]
+            described_by = (self.encoder, self.extraction)
+            return retrieval_head(self.model, self.reference, self.config, described_by, device=device)
         return RegressionHead(self.model, device, known_patient)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> Path:

@@ -17,6 +17,7 @@ from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.store import write_anndata
+from hescribe.predictor import TileSource
 from hescribe.sections import Section
 from hescribe.types import Expression, Features
 from hescribe.version import __version__
@@ -45,7 +46,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()
-    expression, cell_types = _read_off(predictor.head, described.full)
+    expression, cell_types = _read_off(predictor.head, described.full, tiles)
     prediction = ad.AnnData(X=expression, obs=obs, var=bundle.var(known_patient=known))
     prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
     if cell_types is not None:
@@ -56,11 +57,11 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     return prediction
 
 
-def _read_off(head: Head, features: Features) -> tuple[Expression, pd.DataFrame | None]:
+def _read_off(head: Head, features: Features, tiles: TileSource) -> tuple[Expression, pd.DataFrame | None]:
     """Expression and, where they are known, cell types, by the same weights."""
     if not isinstance(head, RetrievalHead):
-        return head(features), None
-    weights = head.weights(features)
+        return head(features, tiles), None
+    weights = head.weights(features, tiles)
     return head.reference.blend_expression(weights), head.reference.blend_cell_types(weights)
 
 

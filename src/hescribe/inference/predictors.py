@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from hescribe.encoders import Described, Encoder, Extraction, describe_tiles
-from hescribe.methods.base import JointModel, KnowsPatients, RegressionModel, Retrieval
+from hescribe.errors import InputError
+from hescribe.inference.refine import Refiner, wanted_refinement
+from hescribe.methods.base import JointModel, KnowsPatients, MethodConfig, RegressionModel, Retrieval
 from hescribe.predictor import TileSource
 from hescribe.reference import Reference
 from hescribe.types import Expression, Features, SparseExpression
@@ -19,10 +21,10 @@ _ROWS = 4096  #: features at once through a model's head
 
 
 class Head(Protocol):
-    """Features → expression."""
+    """Features → expression; some heads look at the tiles once more."""
 
-    def __call__(self, features: Features) -> Expression:
-        """(n, d) → (n, g)."""
+    def __call__(self, features: Features, tiles: TileSource | None = None) -> Expression:
+        """(n, d), and the n tiles they describe → (n, g)."""
         ...
 
 
@@ -34,8 +36,8 @@ class RegressionHead:
     device: str = "cpu"
     known_patient: bool = False
 
-    def __call__(self, features: Features) -> Expression:
-        """(n, d) → (n, g)."""
+    def __call__(self, features: Features, tiles: TileSource | None = None) -> Expression:
+        """(n, d) → (n, g); tiles are not looked at."""
         if self.known_patient and isinstance(self.model, KnowsPatients):
             return in_blocks(self.model.predict_known, self.model, features, self.device)
         return in_blocks(self.model.predict_expression, self.model, features, self.device)
@@ -43,21 +45,64 @@ class RegressionHead:
 
 @dataclass(frozen=True)
 class RetrievalHead:
-    """Expression of the nearest reference spots of a joint model, its tower removed."""
+    """Expression of the nearest reference spots of a joint model, its tower removed.
+
+    Attributes
+    ----------
+    refiner
+        Looks at the tiles once more, where the method's settings ask for it.
+    """
 
     model: JointModel
     reference: Reference
     retrieval: Retrieval
     device: str = "cpu"
+    refiner: Refiner | None = None
 
-    def __call__(self, features: Features) -> Expression:
-        """(n, d) → (n, g)."""
-        return self.reference.blend_expression(self.weights(features))
+    def __call__(self, features: Features, tiles: TileSource | None = None) -> Expression:
+        """(n, d), and for a refiner the n tiles → (n, g)."""
+        return self.reference.blend_expression(self.weights(features, tiles))
 
-    def weights(self, features: Features) -> SparseExpression:
-        """(n, d) → (n, m) sparse weights of the reference's rows; what else it knows is blended by the same."""
+    def weights(self, features: Features, tiles: TileSource | None = None) -> SparseExpression:
+        """(n, d), and for a refiner the n tiles → (n, m) sparse weights of the reference's rows.
+
+        What else the reference knows is blended by the same.
+
+        Raises
+        ------
+        InputError
+            There is a refiner and no tiles.
+        """
         queries = in_blocks(self.model.embed_images, self.model, features, self.device)
-        return self.reference.weights(queries, self.retrieval, device=self.device)
+        first = self.reference.weights(queries, self.retrieval, device=self.device)
+        if self.refiner is None:
+            return first
+        if tiles is None:
+            raise InputError("this bundle refines its predictions by the tiles", fix="give the tiles with the features")
+        return self.refiner.refine(tiles, first)
+
+
+def retrieval_head(
+    model: JointModel,
+    reference: Reference,
+    config: MethodConfig,
+    described_by: tuple[Encoder, Extraction],
+    *,
+    device: str,
+) -> RetrievalHead:
+    """The head of a joint model, with a refiner where its settings ask for one.
+
+    Raises
+    ------
+    InputError
+        A refinement that this encoder or these settings do not allow.
+    """
+    retrieval: Retrieval = config.retrieval  # type: ignore[attr-defined]
+    how = wanted_refinement(config, *described_by)
+    refiner = None
+    if how is not None:
+        refiner = Refiner(*described_by, model, reference.embedding, how, retrieval.temperature, device)
+    return RetrievalHead(model, reference, retrieval, device, refiner)
 
 
 @dataclass(frozen=True)
@@ -87,7 +132,7 @@ class TilePredictor:
 
     def predict(self, tiles: TileSource) -> Expression:
         """Predicted log1p expression, (len(tiles), len(genes)) float32."""
-        return self.head(self.describe(tiles).full)
+        return self.head(self.describe(tiles).full, tiles)
 
 
 @torch.inference_mode()

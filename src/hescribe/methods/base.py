@@ -79,6 +79,22 @@ class Retrieval(MethodConfig):
     similarity: Literal["cosine", "euclidean"] = "cosine"
 
 
+class Refinement(MethodConfig):
+    """How the prototypes of a tile are looked at once more, each through what speaks for it in the tile."""
+
+    rounds: int = Field(3, ge=0, description="at most; fewer once nothing changes, 0: not at all")
+    candidates: int = Field(5, ge=1, description="prototypes looked at, the likeliest; all others get no weight")
+    threshold: float = Field(
+        0.4, ge=0, le=1, description="probability among the candidates below which one is dropped; the best stays"
+    )
+    floor: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="what a mask leaves of the least attended pixel; the rest is the tile's mean colour",
+    )
+
+
 class JointModel(nn.Module, ABC):
     """Image and expression in one embedding; predicts by retrieval from a reference."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hescribe.errors import InputError
+from hescribe.predictor import TileSource
 from hescribe.slides.reader import Slide, open_slide
 from hescribe.slides.slide import hash_file
 from hescribe.types import Centres, Microns, Mpp, TileArray, TilePx
@@ -93,6 +95,44 @@ class SlideTiles:
                 path=self._path,
                 fix="are positions in full-resolution pixels, and is this the section's image?",
             )
+
+
+@dataclass(frozen=True)
+class SomeTiles:
+    """Some tiles of a slide, in the order of ``rows``; a `hescribe.predictor.TileSource`."""
+
+    whole: TileSource
+    rows: npt.NDArray[np.intp]
+
+    @property
+    def slide_id(self) -> str:
+        """That of the slide."""
+        return self.whole.slide_id
+
+    @property
+    def centres(self) -> Centres:
+        """(n, 2) positions."""
+        return self.whole.centres[self.rows]
+
+    @property
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel."""
+        return self.whole.mpp
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, centres: Centres) -> TileSource:
+        """Tiles of the same slide, centred elsewhere."""
+        return self.whole.at(centres)
+
+    def fingerprint(self) -> str:
+        """Hash of the slide's tiles and of the rows."""
+        return hashlib.blake2b(self.whole.fingerprint().encode() + self.rows.tobytes(), digest_size=16).hexdigest()
+
+    def read(self, indices: npt.NDArray[np.intp], *, tile_um: Microns, size_px: TilePx) -> TileArray:
+        """Tiles ``indices`` of these rows."""
+        return self.whole.read(self.rows[indices], tile_um=tile_um, size_px=size_px)
 
 
 class PatchTiles:

@@ -27,7 +27,7 @@ from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, Toke
 from hescribe.encoders.extract import tile_stack
 from hescribe.errors import HescribeError
 from hescribe.evaluation.splits import patient_key
-from hescribe.inference.predictors import Head, RegressionHead, RetrievalHead, in_blocks
+from hescribe.inference.predictors import Head, RegressionHead, in_blocks, retrieval_head
 from hescribe.io.store import write_atomically
 from hescribe.methods.base import (
     ClosedForm,
@@ -87,11 +87,11 @@ class Fitted:
     epochs: int
     history: pd.DataFrame
 
-    def head(self, config: MethodConfig, device: str, *, known_patient: bool) -> Head:
+    def head(self, config: MethodConfig, extraction: Extraction, device: str, *, known_patient: bool) -> Head:
         """Features → expression."""
         if isinstance(self.model, JointModel):
             assert self.reference is not None  # noqa: S101 - a joint model is always fitted with one
-            return RetrievalHead(self.model, self.reference, config.retrieval, device)  # type: ignore[attr-defined]
+            return retrieval_head(self.model, self.reference, config, (self.encoder, extraction), device=device)
         return RegressionHead(self.model, device, known_patient)
 
 

@@ -21,16 +21,18 @@ from hescribe.encoders import load_encoder, mean_of_tokens, resolve_device
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
+from hescribe.inference.refine import wanted_refinement
 from hescribe.inference.trust import Novelty, Trust, fit_trust
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
+from hescribe.slides.tiles import SomeTiles
 from hescribe.training.config import TrainConfig
 from hescribe.training.fit import Fitted, Fitter, Rows
 from hescribe.training.inputs.cells import compositions
 from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
 from hescribe.training.inputs.unpaired import UnpairedData, assemble_unpaired, ready_embedding
-from hescribe.types import Context, Features, PerGene
+from hescribe.types import Context, Expression, Features, PerGene
 from hescribe.version import __version__
 
 log = logging.getLogger("hescribe")
@@ -80,6 +82,7 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     embedding = ready_embedding(data, unpaired, getattr(method_config, "gene_embedding", "learned"))
     cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
     fitter = Fitter(data, config, method_config, encoder, device, cell_types, unpaired, embedding)
+    wanted_refinement(method_config, encoder, fitter.extraction)  # refused now, not after hours of training
     run = _run_folder(Path(output), fitter)
     try:
         _learn(fitter, run).save(output)
@@ -161,19 +164,33 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     patients = data.origin.patient
     stays = bool(np.isin(patients[held], patients[rows]).all())
     new = _judge(fitter, fitted, described.full, held, known_patient=False)
-    known = _judge(fitter, fitted, described.full, held, known_patient=True) if stays else None
+    known = new if stays else None
+    if stays and fitter.config.method_row().knows_patients:  # others would only do the same work again
+        known = _judge(fitter, fitted, described.full, held, known_patient=True)
     return _Fold(fitted, novelty, known, new, names)
 
 
 def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
     data = fitter.data
-    predicted = fitted.head(fitter.method_config, fitter.device, known_patient=known_patient)(features[held])
-    # Genes that were transferred stand behind the others and have no truth
-    predicted = predicted[:, : data.expression.shape[1]]
+    predicted = _predict(fitter, fitted, features, held, known_patient=known_patient)
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
     return _Judged(np.abs(predicted - truth), pcc)
+
+
+def _predict(fitter: Fitter, fitted: Fitted, features: Features, rows: Rows, *, known_patient: bool) -> Expression:
+    """Rows of the training data predicted, section by section, as a bundle would."""
+    data = fitter.data
+    head = fitted.head(fitter.method_config, fitter.extraction, fitter.device, known_patient=known_patient)
+    predicted = np.empty((len(rows), len(data.genes)), dtype=np.float32)
+    for number in np.unique(data.section[rows]):
+        own = np.flatnonzero(data.section == number)
+        here = data.section[rows] == number
+        tiles = SomeTiles(data.sections[number].tiles(), np.searchsorted(own, rows[here]))
+        # Genes that were transferred stand behind the others and have no truth
+        predicted[here] = head(features[rows[here]], tiles)[:, : len(data.genes)]
+    return predicted
 
 
 def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:

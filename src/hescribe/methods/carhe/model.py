@@ -26,6 +26,7 @@ from hescribe.methods.base import (
     MethodConfig,
     Optimisation,
     Origin,
+    Refinement,
     Retrieval,
     Shapes,
     Unpaired,
@@ -58,6 +59,9 @@ class CarheConfig(MethodConfig):
     )
     optimisation: Optimisation = Optimisation(epochs=100, batch_size=64, learning_rate=1e-4, weight_decay=2e-3)
     retrieval: Retrieval = Retrieval(k=1000, imputation="softmax", temperature=0.1)
+    refinement: Refinement | None = Field(
+        None, description="Grad-CAM refinement of the prototypes' weights; needs an encoder with feature maps"
+    )
 
 
 class Carhe(JointModel):
