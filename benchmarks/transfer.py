@@ -15,31 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from her2st import write_manifest
 
 from hescribe import keys
-from hescribe.evaluation import select_sections
 from hescribe.inference import predict
 from hescribe.io.expression import log_normalise
 from hescribe.io.manifest import ManifestRow
 from hescribe.metrics.correlation import pearson_per_gene
-from hescribe.sections import Section, read_sections
+from hescribe.sections import Section
 from hescribe.training import TrainConfig, train
 
 PAIRED = ("C2", "C3", "C4")
 
 
-def without_image(folder: Path) -> list[Section]:
-    """Sections that were sequenced alone."""
-    return [
-        Section(
-            ManifestRow(
-                file.name.removesuffix(".tsv.gz"), file.name[0], None, file,
-                technology="st", positions=folder / "ST-spotfiles" / file.name.replace(".tsv.gz", "_selection.tsv"),
-            )
-        )
-        for file in sorted((folder / "ST-cnts").glob("[D-H]?.tsv.gz"))
-    ]  # fmt: skip
+def section(folder: Path, name: str) -> Section:
+    """A section, with its image where it has one."""
+    image = next((folder / "ST-imgs").glob(f"*/{name}/*.jpg"), None)
+    expression, positions = folder / "ST-cnts" / f"{name}.tsv.gz", folder / "ST-spotfiles" / f"{name}_selection.tsv"
+    return Section(ManifestRow(name, name[0], image, expression, technology="st", positions=positions))
 
 
 def most_variable(sections: list[Section], count: int) -> set[str]:
@@ -90,10 +82,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sections = read_sections(write_manifest(args.folder, args.output / "sections.csv"))
-    paired, (tested,) = select_sections(sections, PAIRED), select_sections(sections, [args.test])
+    names = sorted(p.name.removesuffix(".tsv.gz") for p in (args.folder / "ST-cnts").glob("[D-H]?.tsv.gz"))
+    paired, tested = [section(args.folder, name) for name in PAIRED], section(args.folder, args.test)
     panel = most_variable(paired, args.genes)
-    fitting = [restricted(s, panel, args.output / "cut") for s in paired] + without_image(args.folder)
+    fitting = [restricted(s, panel, args.output / "cut") for s in paired] + [
+        section(args.folder, name) for name in names
+    ]
     config = TrainConfig(method="carhe", encoder=args.encoder, genes="all", inner_folds=0, seed=args.seed)
     bundle = train(fitting, config, output=args.output / "bundle")
     carried = bundle.genes.index[bundle.genes[keys.TRANSFERRED] & bundle.genes.index.isin(tested.adata.var_names)]

@@ -175,7 +175,7 @@ class Fitter:
             prototypes = self.prototypes(rows, held_out, panel=panel)
             prototypes.learn(model, seed=self.config.seed)
         if isinstance(model.tower, Standardise):
-            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]).double())
+            model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]))
         wanted = targets.inputs if isinstance(model, JointModel) else targets.expression
         outcome = self._descend(model, wanted, (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, targets, rows, outcome, prototypes=prototypes)
