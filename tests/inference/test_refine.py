@@ -20,7 +20,7 @@ from hescribe.inference import load_bundle, predict
 from hescribe.inference.predictors import RetrievalHead, retrieval_head
 from hescribe.inference.refine import State, step
 from hescribe.methods.base import Batch, JointModel, Refinement
-from hescribe.methods.carhe import CarheConfig
+from hescribe.methods.carhe.model import CarheConfig
 from hescribe.reference import Reference
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train

@@ -17,6 +17,7 @@ from torch import Tensor
 from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens
 from hescribe.errors import BundleError, HescribeError
+from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
 from hescribe.inference.trust import Novelty, Trust
@@ -74,6 +75,12 @@ class Bundle:
     def training_sections(self) -> dict[str, str]:
         """Section id → patient id of everything the bundle was learned from."""
         return dict(self.provenance["sections"])
+
+    def knows_patient(self, patient_id: str) -> bool:
+        """Whether image and expression of this patient were learned from; transcriptomes alone do not count."""
+        unpaired = set(self.provenance.get("unpaired", ()))
+        known = {patient_key(p) for s, p in self.training_sections.items() if s not in unpaired}
+        return patient_key(patient_id) in known
 
     def trust_for(self, *, known_patient: bool) -> Trust | None:
         """How far predictions can be trusted, for a patient of the training sections or for a new one."""

@@ -35,7 +35,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
     tiles = section.tiles()
-    known = _seen_patient(bundle, section)
+    known = bundle.knows_patient(section.patient_id)
     predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=known)
     described = predictor.describe(tiles)
     novelty = bundle.novelty.percentile(described.plain)
@@ -79,13 +79,9 @@ def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:
         "mpp": float(section.mpp),
         "tile_um": float(bundle.extraction.tile_um),
         "seen_in_training": section.section_id in bundle.training_sections,
-        "patient_seen_in_training": _seen_patient(bundle, section),
+        "patient_seen_in_training": patient_key(section) in {patient_key(p) for p in bundle.training_sections.values()},
         "unit": "log1p of counts per 10,000",
     }
-
-
-def _seen_patient(bundle: Bundle, section: Section) -> bool:
-    return patient_key(section) in {patient_key(p) for p in bundle.training_sections.values()}
 
 
 def predict_sections(
@@ -120,7 +116,7 @@ def predict_sections(
     OutputError
         A prediction of another bundle, or with another choice of genes, is already there and may not be replaced.
     """
-    chosen = [trusted_genes(bundle, min_pcc, known_patient=_seen_patient(bundle, s)) for s in sections]
+    chosen = [trusted_genes(bundle, min_pcc, known_patient=bundle.knows_patient(s.patient_id)) for s in sections]
     written = []
     for section, genes in zip(tqdm(sections, desc="predict", unit="section", disable=None), chosen, strict=True):
         path = Path(output) / f"{section.section_id}.zarr"

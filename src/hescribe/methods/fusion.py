@@ -211,8 +211,9 @@ def _centre_sections(expression: SparseExpression, section: npt.NDArray[np.intp]
         dtype=np.float64,
     )
     found = min(count, min(n, g) - 1)
-    # A fixed start makes it repeatable
-    _, singular, programs = svds(operator, k=found, v0=np.ones(min(n, g)), random_state=0)
+    # A fixed start makes it repeatable; not all ones, which centring has made orthogonal to everything
+    start = np.random.default_rng(0).standard_normal(min(n, g))
+    _, singular, programs = svds(operator, k=found, v0=start, random_state=0)
     order = np.argsort(-singular)
     programs = programs[order]
     programs *= np.sign(programs[np.arange(found), np.abs(programs).argmax(axis=1)])[:, None]
