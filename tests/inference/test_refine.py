@@ -20,7 +20,7 @@ from hescribe.inference import load_bundle, predict
 from hescribe.inference.predictors import RetrievalHead, retrieval_head
 from hescribe.inference.refine import State, step
 from hescribe.methods.base import Batch, JointModel, Refinement
-from hescribe.methods.carhe import CarheConfig
+from hescribe.methods.carhe.model import CarheConfig
 from hescribe.reference import Reference
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
@@ -255,7 +255,7 @@ def test_a_bundle_refines_and_comes_back_the_same(
     config = TrainConfig(
         method="carhe",
         encoder=f"timm:{architecture}@{weights}",
-        genes="hvg:40",
+        genes="hvg:12",
         epochs=1,
         inner_folds=2 if fine_tune else 0,
         fine_tune=fine_tune,
