@@ -255,7 +255,7 @@ def test_a_bundle_refines_and_comes_back_the_same(
     config = TrainConfig(
         method="carhe",
         encoder=f"timm:{architecture}@{weights}",
-        genes="hvg:40",
+        genes="hvg:12",
         epochs=1,
         inner_folds=2 if fine_tune else 0,
         fine_tune=fine_tune,
