@@ -6,7 +6,8 @@
 FOLDER is that of the public data: HER2ST in its repository's layout (ST-cnts, ST-imgs, ST-spotfiles), or the three
 mouse olfactory bulbs of STUtility. Each method, split and seed is trained and scored once; a run that was interrupted
 goes on. Writes ``runs.csv`` (a row for each section, gene set and seed) and ``table.md`` (means over seeds, then over
-the sections of a protocol; the interval is of a bootstrap over sections and blocks of tissue).
+the sections of a protocol; the interval is of a bootstrap over sections and blocks of tissue) and
+``behind_fusion.md`` (differences, paired by section and resample).
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ METHODS = {
     "cmrcnet fine-tuned": {"method": "cmrcnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
     "stnet fine-tuned": {"method": "stnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
 }
+FIRST = "fusion"  #: the method the others are compared with
 SETS = ("heg50", "hvg50", "detected10", "all")
 #: closed form: every seed gives the same figures, so one is enough
 SEEDLESS = {"mean", "coordinate-knn", "knn", "ridge-hest", "ridge", "fusion"}
@@ -202,6 +204,7 @@ def summarise(folder: Path) -> None:
         index=["protocol", "method", "seeds", "minutes"], columns="set", values="figure", aggfunc="first"
     )[list(SETS)]
     (folder / "table.md").write_text(markdown(table.reset_index(), digits=1))
+    (folder / "behind_fusion.md").write_text(markdown(behind(FIRST, draws), digits=3))
 
 
 def means(runs: pd.DataFrame, draws: dict[tuple[str, ...], list[list[float]]]) -> pd.DataFrame:
@@ -219,6 +222,23 @@ def means(runs: pd.DataFrame, draws: dict[tuple[str, ...], list[list[float]]]) -
             | {"low": low, "high": high, "seed_spread": by_seed.max() - by_seed.min()}
             | {"minutes": part["seconds"].max() / 60}
         )
+    return pd.DataFrame(out)
+
+
+def behind(first: str, draws: dict[tuple[str, ...], list[list[float]]]) -> pd.DataFrame:
+    """How far each method is behind one of them: paired by section and resample of its blocks of tissue."""
+    out = []
+    for protocol, method, name in dict.fromkeys(key[:3] for key in draws):
+        sections = [k[3] for k in draws if k[:3] == (protocol, method, name) and (protocol, first, name, k[3]) in draws]
+        if method == first or not sections:
+            continue
+        paired = [
+            np.mean(draws[protocol, first, name, s], axis=0) - np.mean(draws[protocol, method, name, s], axis=0)
+            for s in sections
+        ]
+        low, high = percentile_interval(bootstrap_mean(np.stack(paired), sections, n_resamples=1000, seed=0))
+        row = {"protocol": protocol, "method": method, "set": name, "sections": len(sections)}
+        out.append(row | {"difference": float(np.mean(paired)), "low": low, "high": high})
     return pd.DataFrame(out)
 
 
