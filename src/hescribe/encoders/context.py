@@ -110,20 +110,41 @@ def gaussian_mean(features: Features, centres_um: Centres, spread_um: Microns) -
     spread_um
         σ.
     """
-    tree = cKDTree(centres_um)
-    pairs = tree.sparse_distance_matrix(tree, _REACH * spread_um, output_type="coo_matrix").tocsr()
-    # Distances of 0, a tile to itself, are not stored
-    weights = sparse.csr_matrix(
-        (np.exp(-0.5 * (pairs.data / spread_um) ** 2), pairs.indices, pairs.indptr), pairs.shape
-    )
-    weights.setdiag(1.0)
+    weights = gaussian_weights(cKDTree(centres_um), np.arange(len(centres_um)), spread_um)
+    return np.asarray(weights @ features, dtype=np.float32)
+
+
+def gaussian_weights(tree: cKDTree, rows: npt.NDArray[np.intp], spread_um: Microns) -> sparse.csr_matrix:
+    """(k, n) weights of all n tiles in the neighbourhood means of k of them; rows sum to 1.
+
+    Parameters
+    ----------
+    tree
+        Of all tiles' positions, µm.
+    rows
+        (k,) which tiles.
+    spread_um
+        σ.
+    """
+    near = cKDTree(tree.data[rows]).sparse_distance_matrix(tree, _REACH * spread_um, output_type="coo_matrix").tocsr()
+    weights = sparse.csr_matrix((np.exp(-0.5 * (near.data / spread_um) ** 2), near.indices, near.indptr), near.shape)
+    # Distances of 0, a tile to itself, may not be stored
+    missing = np.asarray(weights[np.arange(len(rows)), rows]).ravel() == 0
+    if missing.any():
+        own = sparse.csr_matrix((np.ones(missing.sum()), (np.flatnonzero(missing), rows[missing])), weights.shape)
+        weights = (weights + own).tocsr()
     total = np.asarray(weights.sum(axis=1)).ravel()
-    return np.asarray((sparse.diags(1.0 / total) @ weights) @ features, dtype=np.float32)
+    return (sparse.diags(1.0 / total) @ weights).tocsr()
 
 
 def relative_position(centres: Centres) -> Features:
     """(n, 2) positions, from 0 to 1 between the outermost tiles of each axis."""
     low, high = centres.min(axis=0), centres.max(axis=0)
+    return position_between(centres, low, high)
+
+
+def position_between(centres: Centres, low: Centres, high: Centres) -> Features:
+    """(n, 2) positions as shares of the way from ``low`` to ``high``, (2,) each."""
     return np.asarray((centres - low) / np.maximum(high - low, 1e-9), dtype=np.float32)
 
 
@@ -131,4 +152,9 @@ def centre(features: Features) -> Features:
     """Each feature less its mean, divided by its spread; a constant one becomes 0."""
     mean = features.mean(axis=0, dtype=np.float64)
     spread: npt.NDArray[np.float64] = features.std(axis=0, dtype=np.float64)
+    return centre_by(features, mean, spread)
+
+
+def centre_by(features: Features, mean: npt.NDArray[np.float64], spread: npt.NDArray[np.float64]) -> Features:
+    """Centring with a mean and a spread that are known."""
     return ((features - mean) / np.maximum(spread, 1e-6)).astype(np.float32)

@@ -103,19 +103,36 @@ def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) 
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"
     with tqdm(total=len(tiles), desc=label, unit="tile", disable=None, leave=False) as bar:
         for batch in read_batches(tiles, how.tile_um, encoder.input_px, how.batch_size):
-            features = _encode(module, to_tensor(batch, device), how)
-            out[start : start + len(batch)] = features.float().cpu().numpy()
+            features = encode_batch(module, to_tensor(batch, device), views=how.views, precision=how.precision)
+            out[start : start + len(batch)] = features.cpu().numpy()
             start += len(batch)
             bar.update(len(batch))
     return out
 
 
-def _encode(module: nn.Module, images: Tensor, how: Extraction) -> Tensor:
+@torch.inference_mode()
+def encode_batch(module: nn.Module, images: Tensor, *, views: int = 1, precision: Precision = "fp32") -> Tensor:
+    """Features of a batch of tiles, averaged over their symmetries.
+
+    Parameters
+    ----------
+    module
+        An encoder's module, on the device of the images, with its weights in channels-last order.
+    images
+        (n, 3, side, side) uint8.
+    views, precision
+        As in ``Extraction``.
+
+    Returns
+    -------
+    Tensor
+        (n, width) float32.
+    """
     total = torch.zeros((), device=images.device)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=how.precision == "bf16"):
-        for view in dihedral_views(images, how.views):
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        for view in dihedral_views(images, views):
             total = total + module(view.contiguous(memory_format=torch.channels_last)).float()
-    return total / how.views
+    return total / views
 
 
 def dihedral_views(images: Tensor, views: int) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hescribe.types import Mpp
 
 LARGEST_PLAIN = 1_000_000_000  #: pixels of an image that is decoded whole: 3 GB
 _DECODED = 2  #: images kept decoded (HER2ST: 280 MB each)
+_DECODING = Lock()
 _TAIL = 65_536  #: bytes at the end in which the end marker must stand; some cameras append to it
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  #: how the files begin
 _INCH, _CENTIMETRE = 2, 3  #: TIFF's resolution units
@@ -37,7 +39,9 @@ class _Decoded(Slide):
             )
 
     def _read(self, x: int, y: int, width: int, height: int, *, level: int) -> Rgb:
-        return _decode(self.path, self.path.stat().st_mtime_ns)[y : y + height, x : x + width]
+        with _DECODING:  # else threads that come together would each decode it
+            whole = _decode(self.path, self.path.stat().st_mtime_ns)
+        return whole[y : y + height, x : x + width]
 
 
 class PlainImage(_Decoded):
@@ -93,9 +97,10 @@ def _tiff_problem(page: Any) -> str:
     if page.dtype != np.uint8:
         return f"{page.dtype} pixels are not supported"
     known = {PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK}
-    # JPEG's own colours are turned into RGB while decoding
+    # JPEG's own colours are turned into RGB while decoding; tiles are decoded by a library that knows more
     if page.photometric in known or (
-        page.photometric == PHOTOMETRIC.YCBCR and page.compression in {COMPRESSION.JPEG, COMPRESSION.OJPEG}
+        page.photometric == PHOTOMETRIC.YCBCR
+        and (page.is_tiled or page.compression in {COMPRESSION.JPEG, COMPRESSION.OJPEG})
     ):
         return ""
     return f"colour mode {page.photometric.name} is not supported"

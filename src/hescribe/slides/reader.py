@@ -6,6 +6,7 @@ import math
 import warnings
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.slides.plain import FlatTiff, PlainImage, tiff_facts
@@ -15,6 +16,7 @@ from hescribe.types import Mpp
 
 _PLAIN = {".jpg", ".jpeg", ".png"}
 _TIFF = {".tif", ".tiff"}
+LARGEST_SLIDE = 200_000_000_000  #: pixels: a whole 75 × 50 mm glass at 0.14 µm per pixel
 _DISAGREEMENT = 0.1  #: share by which two sources of µm per pixel may differ unremarked
 
 
@@ -28,8 +30,10 @@ def open_slide(path: str | Path) -> Slide:
         when they are read.
     """
     file = Path(path)
+    if file.is_symlink() and not file.exists():
+        raise InputError("a link to a file that is not there", path=file)
     if not file.exists():
-        raise InputError("no such image", path=file, fix="check the manifest's column 'image'")
+        raise InputError("no such image", path=file, fix="check the path, or the manifest's column 'image'")
     if file.is_dir():
         raise InputError("a folder, not an image", path=file)
     if file.stat().st_size == 0:
@@ -38,15 +42,28 @@ def open_slide(path: str | Path) -> Slide:
     try:
         if suffix in _PLAIN:
             return PlainImage(file)
-        if suffix in _TIFF and not tiff_facts(file)["tiled"]:
-            return FlatTiff(file)
+        if suffix in _TIFF:
+            facts = tiff_facts(file)
+            if not facts["tiled"]:
+                return FlatTiff(file)
+            _check_tiled(facts, file)
         return WholeSlide(file)
     except OSError as error:
         raise InputError(f"cannot be opened ({error.strerror or error})", path=file) from error
 
 
-def resolve_mpp(*, metadata: Mpp | None, pitch: Mpp | None, manifest: Mpp | None, path: Path) -> Mpp:
-    """µm per pixel from, in order of trust, the image's metadata, the spots' pitch and the manifest.
+def _check_tiled(facts: dict[str, Any], path: Path) -> None:
+    width, height = facts["size"]
+    if width * height > LARGEST_SLIDE:
+        raise InputError(f"it claims to have {width:,} × {height:,} px; no slide is that large", path=path)
+    if facts["problem"]:
+        raise InputError(facts["problem"], path=path, fix="save it as 8-bit RGB")
+
+
+def resolve_mpp(
+    *, metadata: Mpp | None, pitch: Mpp | None = None, manifest: Mpp | None = None, option: Mpp | None = None, path: Path
+) -> Mpp:
+    """µm per pixel from, in order of trust, the image's metadata, the spots' pitch, the manifest and ``--mpp``.
 
     Warns (`HescribeWarning`) where two of them differ by more than 10 %.
 
@@ -55,10 +72,10 @@ def resolve_mpp(*, metadata: Mpp | None, pitch: Mpp | None, manifest: Mpp | None
     InputError
         None of them is known.
     """
-    sources = {"the image's metadata": metadata, "the spots' pitch": pitch, "the manifest": manifest}
+    sources = {"the image's metadata": metadata, "the spots' pitch": pitch, "the manifest": manifest, "--mpp": option}
     known = {name: float(v) for name, v in sources.items() if v is not None and math.isfinite(v) and v > 0}
     if not known:
-        raise InputError("µm per pixel is not known", path=path, fix="fill the manifest's column 'mpp'")
+        raise InputError("µm per pixel is not known", path=path, fix="pass --mpp, or fill the manifest's column 'mpp'")
     trusted, mpp = next(iter(known.items()))
     for (name, value), (other, another) in combinations(known.items(), 2):
         if abs(another / value - 1) > _DISAGREEMENT:

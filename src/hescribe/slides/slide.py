@@ -14,6 +14,8 @@ from hescribe.types import Mpp
 
 Rgb = npt.NDArray[np.uint8]  #: (height, width, 3)
 
+_BLOCK = 512  #: pixels, where a format does not say how it is stored
+_BAND = 32_000_000  #: pixels decoded at once for a thumbnail
 _PLAUSIBLE_MPP = (0.05, 10.0)  #: outside, a resolution was written for a printer or a screen
 
 
@@ -76,16 +78,42 @@ class Slide(ABC):
             out[top - y : bottom - y, left - x : right - x] = inside
         return out
 
+    def block_size(self, level: int) -> tuple[int, int]:
+        """Width and height of the pieces in which a level is best read, in its pixels."""
+        width, height = self.level_sizes[level]
+        return min(width, _BLOCK), min(height, _BLOCK)
+
     def thumbnail(self, max_px: int) -> Rgb:
-        """The whole slide, its longer side at most ``max_px``."""
+        """The whole slide, its longer side at most ``max_px``; never more than a band of a level is held."""
         import cv2
 
         wanted = max(self.width, self.height) / max_px
         level = [i for i, d in enumerate(self.downsamples) if d <= max(wanted, 1.0)][-1]
-        image = self.read_region(0, 0, *self.level_sizes[level], level=level)
-        shrink = min(1.0, max_px / max(image.shape[:2]))
-        size = (max(1, round(image.shape[1] * shrink)), max(1, round(image.shape[0] * shrink)))
+        width, height = self.level_sizes[level]
+        # First by a whole number, in bands, so that a slide without small levels is not held whole
+        factor = max(1, int(max(width, height) / max_px))
+        image = self._shrink(level, factor) if factor > 1 else self.read_region(0, 0, width, height, level=level)
+        shrink = min(1.0, max_px / max(width, height))
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+    def _shrink(self, level: int, factor: int) -> Rgb:
+        """A level at a whole fraction of its size, averaged."""
+        import cv2
+
+        width, height = self.level_sizes[level]
+        small_width = -(-width // factor)
+        high = factor * max(1, _BAND // (width * factor))
+        bands = []
+        for top in range(0, height, high):
+            rows = min(high, height - top)
+            band = self.read_region(0, top, width, rows, level=level)
+            # Made whole by repeating the last pixels, so that those at the edges stand for what they show
+            right, below = small_width * factor - width, -rows % factor
+            band = cv2.copyMakeBorder(band, 0, below, 0, right, cv2.BORDER_REPLICATE) if right or below else band
+            size = (small_width, band.shape[0] // factor)
+            bands.append(np.asarray(cv2.resize(band, size, interpolation=cv2.INTER_AREA)))
+        return np.concatenate(bands)
 
     @cached_property
     def content_hash(self) -> str:

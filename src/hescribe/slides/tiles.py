@@ -19,6 +19,47 @@ from hescribe.types import Centres, Microns, Mpp, TileArray, TilePx
 HEST_MPP = 0.5  #: µm per pixel of the patches HEST-1k stores; they are 224 px wide, 256 in its first release
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where tiles lie on a level of a slide.
+
+    Attributes
+    ----------
+    level
+        The level they are cut from.
+    side
+        Their side there, pixels.
+    corners
+        (n, 2) int64 upper left corners there.
+    """
+
+    level: int
+    side: int
+    corners: npt.NDArray[np.int64]
+
+
+def place_tiles(downsamples: tuple[float, ...], centres: Centres, *, side_px: float, size_px: TilePx) -> Placement:
+    """The coarsest level that still has a pixel for each pixel of the tile, and the tiles there.
+
+    Parameters
+    ----------
+    downsamples
+        Of the slide's levels.
+    centres
+        (n, 2) full-resolution pixels.
+    side_px
+        Side of a tile, full-resolution pixels.
+    size_px
+        Side to which the tile will be scaled.
+    """
+    # Rounded, as downsamplings are not quite whole
+    fitting = [i for i, d in enumerate(downsamples) if round(side_px / d) >= size_px]
+    level = fitting[-1] if fitting else 0
+    scale = downsamples[level]
+    side = max(1, round(side_px / scale))
+    return Placement(level, side, np.floor(centres / scale - side / 2 + 0.5).astype(np.int64))
+
+
 class SlideTiles:
     """Tiles cut from a slide; a `hescribe.predictor.TileSource`.
 
@@ -64,18 +105,12 @@ class SlideTiles:
     def read(self, indices: npt.NDArray[np.intp], *, tile_um: Microns, size_px: TilePx) -> TileArray:
         """Tiles ``indices``: (n, size_px, size_px, 3) uint8 RGB, white beyond the slide's edge."""
         out = np.empty((len(indices), size_px, size_px, 3), dtype=np.uint8)
-        for i, index in enumerate(indices):
-            out[i] = self._tile(self.centres[index], tile_um / self.mpp, size_px)
+        where = place_tiles(
+            self.slide.downsamples, self.centres[indices], side_px=tile_um / self.mpp, size_px=size_px
+        )
+        for i, (x, y) in enumerate(where.corners.tolist()):
+            out[i] = resize(self.slide.read_region(x, y, where.side, where.side, level=where.level), size_px)
         return out
-
-    def _tile(self, centre: Centres, side_px: float, size_px: TilePx) -> TileArray:
-        # The coarsest level that still has a pixel for each pixel of the tile; rounded, as downsamplings are not quite whole
-        fitting = [i for i, d in enumerate(self.slide.downsamples) if round(side_px / d) >= size_px]
-        level = fitting[-1] if fitting else 0
-        scale = self.slide.downsamples[level]
-        side = max(1, round(side_px / scale))
-        x, y = (int(np.floor(c / scale - side / 2 + 0.5)) for c in centre)
-        return resize(self.slide.read_region(x, y, side, side, level=level), size_px)
 
     def check_inside(self) -> None:
         """Refuse centres that lie outside the image.

@@ -27,6 +27,15 @@ class WholeSlide(Slide):
         self.level_sizes = tuple((int(w), int(h)) for h, w in properties.level_shape)
         self.mpp = plausible_mpp(properties.mpp)
 
+    def block_size(self, level: int) -> tuple[int, int]:
+        """The file's own tiles, where the library tells."""
+        facts = getattr(self._reader.reader, "properties", {})
+        try:
+            width, height = (int(facts[f"openslide.level[{level}].tile-{side}"]) for side in ("width", "height"))
+        except (KeyError, ValueError, TypeError):
+            return super().block_size(level)
+        return (width, height) if min(width, height) >= 64 and max(width, height) <= 4096 else super().block_size(level)
+
     def _read(self, x: int, y: int, width: int, height: int, *, level: int) -> Rgb:
         # Both libraries want the corner in full-resolution pixels. Rounded up, since TiffSlide rounds down after
         # dividing by the downsampling, and would otherwise begin one pixel early.

@@ -1,0 +1,137 @@
+"""Tables that are written by rows, a block at a time, so that they never have to be in memory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = 4096  #: of a Zarr chunk, at most
+
+
+class RowFile:
+    """A two-dimensional float32 ``.npy`` file, written and read by rows.
+
+    Not memory-mapped: mapped pages would count as this process's memory.
+
+    Parameters
+    ----------
+    path
+        The file; made, full of zeros, where it is not there.
+    shape
+        (n, d).
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        self.path, self.shape = path, shape
+        if not path.exists():
+            temporary = path.with_name(f"{path.name}.partial")
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape).flush()
+            os.replace(temporary, path)
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            self._begin = file.tell()
+
+    def write(self, start: int, rows: npt.NDArray[np.float32]) -> None:
+        """Rows from ``start`` on, safely on the disk on return."""
+        with self.path.open("r+b") as file:
+            file.seek(self._begin + start * self._width)
+            file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows ``start`` to ``stop``."""
+        with self.path.open("rb") as file:
+            file.seek(self._begin + start * self._width)
+            out = np.empty((stop - start, self.shape[1]), dtype=np.float32)
+            file.readinto(out.data)
+        return out
+
+    @property
+    def _width(self) -> int:
+        return 4 * self.shape[1]
+
+
+class GrowingTable:
+    """An AnnData Zarr store whose ``X`` is written by blocks of rows, and all else at the end.
+
+    Parameters
+    ----------
+    path
+        The store; made where it is not there.
+    shape
+        Of X.
+    dtype
+        Of X.
+    rows
+        Of a block; all writes but the last begin and end at multiples of it.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], *, dtype: str, rows: int) -> None:
+        import zarr
+
+        self.path = path
+        with _quietly():
+            if (path / "X" / "zarr.json").exists():
+                self._x = zarr.open_array(path / "X", mode="r+")
+                return
+            group = zarr.create_group(path, overwrite=True, zarr_format=3)
+            chunks = (min(rows, shape[0]), min(_COLUMNS, shape[1]))
+            self._x = group.create_array("X", shape=shape, chunks=chunks, dtype=dtype)
+            self._x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+    def write(self, start: int, rows: npt.NDArray[np.floating]) -> None:
+        """Rows of X from ``start`` on."""
+        self._x[start : start + len(rows)] = rows.astype(self._x.dtype, copy=False)
+
+    def finish(
+        self,
+        *,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        obsm: dict[str, npt.NDArray[np.float64]],
+        uns: dict[str, Any],
+    ) -> None:
+        """Write everything else; after it, ``anndata.read_zarr`` reads the store. May be called again."""
+        import anndata as ad
+        import zarr
+
+        for stray in self.path.rglob("*.partial"):  # of a process that was killed while it wrote
+            stray.unlink()
+        with _quietly(), ad.settings.override(zarr_write_format=3):
+            group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
+            elements = {"obs": obs, "var": var, "obsm": obsm, "uns": uns}
+            for name, value in {**elements, "varm": {}, "obsp": {}, "varp": {}, "layers": {}}.items():
+                ad.io.write_elem(group, name, value)
+            group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            zarr.consolidate_metadata(group.store)
+
+
+def read_uns(path: Path, name: str) -> Any:
+    """One element of ``uns`` of a store, without the rest of it; None where it is not there."""
+    import anndata as ad
+    import zarr
+
+    with _quietly():
+        group = zarr.open_group(path, mode="r")
+        return ad.io.read_elem(group[f"uns/{name}"]) if f"uns/{name}" in group else None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without two announcements of zarr-python about its own coming defaults."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        yield

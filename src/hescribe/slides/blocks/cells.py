@@ -1,0 +1,79 @@
+"""A slide's levels as cells that are aligned to the file's own blocks, so that no block need be decoded twice."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+from hescribe.slides.blocks.tiff import TiffLevel, tiff_levels
+from hescribe.slides.slide import Rgb, Slide
+
+
+class Cells(ABC):
+    """The cells of a slide; any thread may decode any of them.
+
+    Attributes
+    ----------
+    slide
+        The slide.
+    """
+
+    def __init__(self, slide: Slide) -> None:
+        self.slide = slide
+
+    @abstractmethod
+    def size(self, level: int) -> tuple[int, int]:
+        """Width and height of a cell, in the level's pixels; cells at the far edges may be smaller."""
+
+    @abstractmethod
+    def decode(self, level: int, column: int, row: int) -> Rgb:
+        """One cell, no larger than what of it lies inside the level.
+
+        Raises
+        ------
+        InputError
+            The file is damaged there.
+        """
+
+    def count(self, level: int) -> tuple[int, int]:
+        """Columns and rows of cells."""
+        return tuple(  # type: ignore[return-value]
+            math.ceil(total / side) for total, side in zip(self.slide.level_sizes[level], self.size(level), strict=True)
+        )
+
+
+class RegionCells(Cells):
+    """Cells of any slide, through the library that opened it."""
+
+    def size(self, level: int) -> tuple[int, int]:
+        return self.slide.block_size(level)
+
+    def decode(self, level: int, column: int, row: int) -> Rgb:
+        width, height = self.size(level)
+        x, y = column * width, row * height
+        full_width, full_height = self.slide.level_sizes[level]
+        return self.slide.read_region(x, y, min(width, full_width - x), min(height, full_height - y), level=level)
+
+
+class TiffCells(Cells):
+    """The blocks of a tiled TIFF, decoded directly.
+
+    About four times as fast as regions of OpenSlide, which draws each block on a canvas with transparency that has to
+    be taken apart again; the pixels are the same.
+    """
+
+    def __init__(self, slide: Slide, levels: list[TiffLevel]) -> None:
+        super().__init__(slide)
+        self._levels = levels
+
+    def size(self, level: int) -> tuple[int, int]:
+        return self._levels[level].block
+
+    def decode(self, level: int, column: int, row: int) -> Rgb:
+        return self._levels[level].decode(column, row)
+
+
+def open_cells(slide: Slide) -> Cells:
+    """The quickest cells that give this slide's pixels."""
+    levels = tiff_levels(slide)
+    return TiffCells(slide, levels) if levels else RegionCells(slide)
