@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hescribe.inference.bundle import Bundle, load_bundle
     from hescribe.inference.evaluate import evaluate
     from hescribe.inference.predict import predict, predict_sections, read_prediction
+    from hescribe.inference.slides.run import predict_slide, predict_slides
     from hescribe.report import build_report
     from hescribe.sections import Section, read_sections
     from hescribe.training.benchmark import benchmark
@@ -33,6 +34,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "inference.bundle": ["Bundle", "load_bundle"],
         "inference.evaluate": ["evaluate"],
         "inference.predict": ["predict", "predict_sections", "read_prediction"],
+        "inference.slides.run": ["predict_slide", "predict_slides"],
         "report": ["build_report"],
         "sections": ["Section", "read_sections"],
         "training.benchmark": ["benchmark"],
@@ -42,19 +44,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 )
 
 __all__ = [
-    "Bundle",
-    "Section",
-    "TrainConfig",
-    "__version__",
-    "benchmark",
-    "build_report",
-    "datasets",
-    "evaluate",
-    "load_bundle",
-    "pl",
-    "predict",
-    "predict_sections",
-    "read_prediction",
-    "read_sections",
-    "train",
-]
+    "Bundle", "Section", "TrainConfig", "__version__", "benchmark", "build_report", "datasets", "evaluate", "load_bundle",
+    "pl", "predict", "predict_sections", "predict_slide", "predict_slides", "read_prediction", "read_sections", "train",
+]  # fmt: skip

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import anndata as ad
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -49,13 +50,13 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _publish(temporary, target)
+        publish(temporary, target)
     except OSError as error:
         if error.errno is None or not _is_about_writing(error):
             raise
         raise OutputError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True) -> None:
@@ -81,7 +82,7 @@ def _is_about_writing(error: OSError) -> bool:
     return error.errno in {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def _publish(temporary: Path, target: Path) -> None:
+def publish(temporary: Path, target: Path) -> None:
     """Rename, moving an older folder aside first: a folder cannot be replaced in one step."""
     if target.is_dir() and not target.is_symlink():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
@@ -91,6 +92,6 @@ def _publish(temporary: Path, target: Path) -> None:
         except OSError:
             os.replace(aside, target)
             raise
-        _remove(aside)
+        remove(aside)
     else:
         os.replace(temporary, target)

@@ -90,8 +90,21 @@ def tiff_levels(slide: Slide) -> list[TiffLevel]:
             by_size = {(int(p.imagewidth), int(p.imagelength)): _describe(p, file) for p in reversed(pages)}
     except Exception:  # whatever tifffile stumbles over, the slide library has opened
         return []
-    found = [by_size.get(size) for size in slide.level_sizes]
-    return [level for level in found if level is not None] if None not in found else []
+    found = [level for level in (by_size.get(size) for size in slide.level_sizes) if level is not None]
+    if len(found) < len(slide.level_sizes):
+        return []
+    _check_complete(found, slide.path)
+    return found
+
+
+def _check_complete(levels: list[TiffLevel], path: Path) -> None:
+    """InputError where blocks are said to lie beyond the file's end: better now than in an hour."""
+    ends = np.concatenate([np.add(level.offsets, level.counts, dtype=np.float64) for level in levels])
+    beyond = ends > path.stat().st_size
+    if beyond.any():
+        raise InputError(
+            f"the image is truncated ({beyond.sum()} of {len(ends)} blocks are missing)", path=path, fix="copy it again"
+        )
 
 
 def _all_pages(tiff: Any) -> list[Any]:

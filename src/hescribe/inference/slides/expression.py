@@ -1,0 +1,180 @@
+"""Second stage: from stored features to the prediction, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.spatial import cKDTree
+from tqdm.auto import tqdm
+
+from hescribe.encoders.context import centre_by, gaussian_weights, position_between
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.predictors import Head
+from hescribe.inference.slides.plan import CHUNK, Work
+from hescribe.io.rows import GrowingTable, RowFile
+from hescribe.types import Centres, Context, Features, Microns
+
+_PAIRS = 4_000_000  #: of neighbours whose weights are held at once
+_SOURCES = 2048  #: tiles whose features are held at once while means are taken
+_BLOCK_BYTES = 16 * 2**20  #: of expression predicted at once
+_BLOCK_ROWS = (32, 1024)
+_REACH = 3.0  #: spreads, as in ``gaussian_weights``
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """Descriptions of the tiles of a slide, made from tables on the disk; as ``encoders.describe_tiles`` makes them.
+
+    Attributes
+    ----------
+    own, around
+        Features at each scale; means over the neighbourhood, one table per spread.
+    context
+        What is described.
+    centres
+        (n, 2) full-resolution pixels.
+    mean, spread
+        Of every feature over the slide, where it is centred.
+    """
+
+    own: Sequence[RowFile]
+    around: Sequence[RowFile]
+    context: Context
+    centres: Centres
+    mean: Vector | None = None
+    spread: Vector | None = None
+
+    def plain(self, start: int, stop: int) -> Features:
+        """Features of the tiles themselves."""
+        return self.own[0].read(start, stop)
+
+    def full(self, start: int, stop: int) -> Features:
+        """With their surroundings, as the method wants them."""
+        parts = self.uncentred(start, stop)
+        if self.mean is not None and self.spread is not None:
+            parts = centre_by(parts, self.mean, self.spread)
+        if not self.context.position:
+            return parts
+        low, high = self.centres.min(axis=0), self.centres.max(axis=0)
+        return np.hstack([parts, position_between(self.centres[start:stop], low, high)])
+
+    def uncentred(self, start: int, stop: int) -> Features:
+        """Own features and means, side by side."""
+        return np.concatenate([table.read(start, stop) for table in (*self.own, *self.around)], axis=1)
+
+
+def describe_slide(work: Work, own: Sequence[RowFile], context: Context, centres: Centres, *, mpp: float) -> Descriptions:
+    """Everything about the tiles that a method wants, from their features."""
+    around = _surround(work, own, context.spreads_um, centres * mpp)
+    described = Descriptions(own, around, context, centres)
+    if not context.centred:
+        return described
+    mean, spread = moments(described.uncentred(*span) for span in _spans(0, len(centres), CHUNK))
+    return Descriptions(own, around, context, centres, mean, spread)
+
+
+def moments(blocks: Iterator[Features]) -> tuple[Vector, Vector]:
+    """Mean and standard deviation of each column over blocks of rows, each seen once.
+
+    Chan, Golub and LeVeque's update (Amer. Statist. 1983): blocks' own means and squared deviations are merged, so
+    nothing is lost where the mean is large beside the spread.
+    """
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
+    for block in blocks:
+        values = block.astype(np.float64)
+        own = values.mean(axis=0)
+        off = own - mean
+        total = count + len(values)
+        squares = squares + ((values - own) ** 2).sum(axis=0) + off**2 * (count * len(values) / total)
+        mean = mean + off * (len(values) / total)
+        count = total
+    return mean, np.sqrt(squares / max(count, 1))
+
+
+def _surround(work: Work, own: Sequence[RowFile], spreads_um: Sequence[Microns], centres_um: Centres) -> list[RowFile]:
+    """Means over the neighbourhood of every tile, one table per spread; goes on behind the last complete chunk."""
+    n, width = len(centres_um), sum(table.shape[1] for table in own)
+    tables = [work.rows(f"around-{i}", (n, width)) for i in range(len(spreads_um))]
+    start = work.done("surrounded")
+    if not tables or start >= n:
+        return tables
+    tree = cKDTree(centres_um)
+    bar = tqdm(total=n, initial=start, desc="neighbourhoods", unit="tile", disable=None, leave=False)
+    with bar:
+        for first, stop in _spans(start, n, CHUNK):
+            for table, spread_um in zip(tables, spreads_um, strict=True):
+                for low, high in _spans(first, stop, _rows_within(tree, first, stop, spread_um)):
+                    weights = gaussian_weights(tree, np.arange(low, high), spread_um)
+                    table.write(low, _weigh(weights, own))
+            work.mark("surrounded", stop)
+            bar.update(stop - first)
+    return tables
+
+
+def _rows_within(tree: cKDTree, first: int, stop: int, spread_um: Microns) -> int:
+    """So many tiles that their neighbours stay few enough."""
+    some = tree.data[first : stop : max(1, (stop - first) // 32)]
+    most = int(np.max(tree.query_ball_point(some, _REACH * spread_um, return_length=True)))
+    return max(1, _PAIRS // max(most, 1))
+
+
+def _weigh(weights: sparse.csr_matrix, own: Sequence[RowFile]) -> Features:
+    """Weights × features, the features read from the disk a few tiles at a time."""
+    columns = weights.tocsc()
+    used = np.flatnonzero(np.diff(columns.indptr))
+    total = np.zeros((weights.shape[0], sum(table.shape[1] for table in own)))
+    for start, stop in _spans(int(used[0]), int(used[-1]) + 1, _SOURCES):
+        part = columns[:, start:stop]
+        if part.nnz:
+            features = np.concatenate([table.read(start, stop) for table in own], axis=1)
+            total += part.tocsr() @ features
+    return total.astype(np.float32)
+
+
+def express_slide(
+    work: Work, described: Descriptions, head: Head, bundle: Bundle, *, genes: Sequence[str], dtype: str
+) -> GrowingTable:
+    """Expression and novelty of every tile to the disk; goes on behind the last complete block."""
+    n = len(described.centres)
+    rows = block_rows(len(bundle.genes))
+    table = GrowingTable(work.prediction, (n, len(genes)), dtype=dtype, rows=rows)
+    novelty = work.rows("novelty", (n, 1))
+    chosen = None if len(genes) == len(bundle.genes) else bundle.genes.index.get_indexer(list(genes))
+    start = work.done("written")
+
+    def store(first: int, expression: npt.NDArray[np.float32], percentile: npt.NDArray[np.float32]) -> None:
+        table.write(first, expression)
+        novelty.write(first, percentile[:, None])
+        work.mark("written", first + len(expression))
+
+    bar = tqdm(total=n, initial=start, desc="expression", unit="tile", disable=None, leave=False)
+    with bar, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for first, stop in _spans(start, n, rows):
+            percentile = bundle.novelty.percentile(described.plain(first, stop))
+            expression = head(described.full(first, stop))
+            if written is not None:
+                written.result()
+            written = writer.submit(store, first, expression if chosen is None else expression[:, chosen], percentile)
+            bar.update(stop - first)
+        if written is not None:
+            written.result()
+    return table
+
+
+def block_rows(genes: int) -> int:
+    """Tiles predicted at once: a power of two, fewer the more genes there are."""
+    fewest, most = _BLOCK_ROWS
+    return int(np.clip(2 ** int(np.log2(max(1.0, _BLOCK_BYTES / (4 * max(genes, 1))))), fewest, most))
+
+
+def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)

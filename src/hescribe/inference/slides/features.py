@@ -1,0 +1,157 @@
+"""First stage: features of every tile at every scale, to the disk."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hescribe.encoders import Encoder
+from hescribe.encoders.extract import Precision, encode_batch, to_tensor
+from hescribe.errors import InputError
+from hescribe.inference.slides.plan import BATCH, CHUNK, PrecisionChoice, Work
+from hescribe.io.rows import RowFile
+from hescribe.slides.blocks.sweep import Batch, Sweep
+from hescribe.types import Features
+
+_WORTHWHILE = 1.2  #: times faster bf16 must be
+_SAME = 0.999  #: cosine between a tile's features in both precisions, at least
+_REPEATS = 3
+
+
+class Encoded(NamedTuple):
+    """Features of consecutive tiles: index of the first, and one (n, d) array per scale."""
+
+    start: int
+    features: list[Features]
+
+
+def encode_slide(
+    work: Work, sweep: Sweep, encoder: Encoder, *, views: int, precision: Precision, devices: Sequence[str]
+) -> list[RowFile]:
+    """Features of every tile, one table per scale; goes on behind the last complete chunk.
+
+    Reading, encoding and writing overlap. Batches are dealt to the devices in turn and written in order, so their
+    number changes no number.
+    """
+    n = len(sweep.placements[0].corners)
+    tables = [work.rows(f"features-{i}", (n, encoder.width)) for i in range(len(sweep.placements))]
+    start = work.done("encoded")
+    if start >= n:
+        return tables
+
+    def store(chunk: Encoded) -> None:
+        for table, features in zip(tables, chunk.features, strict=True):
+            table.write(chunk.start, features)
+        work.mark("encoded", chunk.start + len(chunk.features[0]))
+
+    bar = tqdm(total=n, initial=start, desc="tiles", unit="tile", disable=None, leave=False)
+    with bar, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        encoded = encode_in_order(sweep.batches(BATCH, start=start), encoder, views, precision, devices=devices)
+        for chunk in _chunks(encoded):
+            if written is not None:
+                written.result()
+            written = writer.submit(store, chunk)
+            bar.update(len(chunk.features[0]))
+        if written is not None:
+            written.result()
+    return tables
+
+
+def encode_in_order(
+    batches: Iterable[Batch], encoder: Encoder, views: int, precision: Precision, *, devices: Sequence[str]
+) -> Iterator[Encoded]:
+    """Features of batches, in their order, a few batches ahead on every device."""
+    modules = [load_module(encoder, device) for device in devices]
+
+    def encode(module: nn.Module, device: str, batch: Batch) -> Encoded:
+        parts = [
+            encode_batch(module, to_tensor(t, device), views=views, precision=precision).cpu().numpy()
+            for t in batch.tiles
+        ]
+        return Encoded(batch.start, parts)
+
+    waiting: deque[Future[Encoded]] = deque()
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices]
+        for i, batch in enumerate(batches):
+            turn = i % len(devices)
+            waiting.append(pools[turn].submit(encode, modules[turn], devices[turn], batch))
+            if len(waiting) > 2 * len(devices):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def load_module(encoder: Encoder, device: str) -> nn.Module:
+    """A copy of an encoder's module on a device, as ``encode_batch`` wants it."""
+    return copy.deepcopy(encoder.module).to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:
+    """Batches joined to chunks of the size between two marks of progress."""
+    held: list[Encoded] = []
+    for batch in batches:
+        held.append(batch)
+        if len(held) * BATCH >= CHUNK:
+            yield _join(held)
+            held = []
+    if held:
+        yield _join(held)
+
+
+def _join(parts: list[Encoded]) -> Encoded:
+    scales = zip(*(p.features for p in parts), strict=True)
+    return Encoded(parts[0].start, [np.concatenate(scale) for scale in scales])
+
+
+def settle_precision(
+    choice: PrecisionChoice, sweep: Sweep, encoder: Encoder, *, views: int, device: str
+) -> Precision:
+    """The precision to be used for a slide.
+
+    ``auto``: bf16 where it is at least 1.2 times as fast on the slide's first tiles and every tile's features have a
+    cosine above 0.999 with those of fp32. A slide of a few batches is not worth the measurement: fp32.
+
+    Raises
+    ------
+    InputError
+        bf16 is asked for and the encoder cannot.
+    """
+    n = len(sweep.placements[0].corners)
+    if choice == "fp32" or (choice == "auto" and n < 8 * BATCH):
+        return "fp32"
+    (batch,) = sweep.batches(BATCH, stop=min(BATCH, n))
+    module, images = load_module(encoder, device), to_tensor(batch.tiles[0], device)
+    try:
+        quick, seconds = _measure(module, images, views, "bf16")
+    except (RuntimeError, NotImplementedError) as error:
+        if choice == "bf16":
+            raise InputError(f"the encoder {encoder.name!r} cannot work in bf16", path="--precision") from error
+        return "fp32"
+    if choice == "bf16":
+        return "bf16"
+    exact, plain_seconds = _measure(module, images, views, "fp32")
+    alike = torch.nn.functional.cosine_similarity(exact.double(), quick.double(), dim=1)
+    return "bf16" if plain_seconds >= _WORTHWHILE * seconds and bool((alike > _SAME).all()) else "fp32"
+
+
+def _measure(module: nn.Module, images: Tensor, views: int, precision: Precision) -> tuple[Tensor, float]:
+    """Features, and the seconds of the quickest of a few runs after one that warms up."""
+    features, best = torch.empty(0), float("inf")
+    for attempt in range(_REPEATS + 1):
+        start = time.perf_counter()
+        features = encode_batch(module, images, views=views, precision=precision).cpu()
+        if attempt:
+            best = min(best, time.perf_counter() - start)
+    return features, best

@@ -1,0 +1,222 @@
+"""One slide on its way to a prediction: what was asked for, what was begun, what is there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hescribe import keys
+from hescribe.errors import InputError, OutputError
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.predict import describe_origin, is_known_patient, trusted_genes
+from hescribe.inference.slides.expression import describe_slide, express_slide
+from hescribe.inference.slides.features import encode_slide, settle_precision
+from hescribe.inference.slides.plan import (
+    BATCH,
+    FORMAT,
+    SlideOptions,
+    Stamp,
+    Work,
+    find_difference,
+    hash_names,
+    read_finished,
+)
+from hescribe.io.rows import GrowingTable
+from hescribe.io.store import publish, remove
+from hescribe.slides.blocks.cells import Cells, open_cells
+from hescribe.slides.blocks.sweep import Sweep
+from hescribe.slides.grid import lay_grid, reading_order
+from hescribe.slides.reader import open_slide, resolve_mpp
+from hescribe.slides.slide import Slide
+from hescribe.slides.tiles import place_tiles
+from hescribe.slides.tissue import find_tissue
+from hescribe.types import Centres, Mpp
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """One slide on its way.
+
+    Attributes
+    ----------
+    bundle, path, output, options, devices
+        As given.
+    slide, mpp
+        The open slide, and its scale.
+    genes
+        Which are written.
+    stamp
+        Of the slide's file.
+    """
+
+    bundle: Bundle
+    path: Path
+    output: Path
+    options: SlideOptions
+    devices: tuple[str, ...]
+    slide: Slide
+    mpp: Mpp
+    genes: list[str]
+    stamp: Stamp
+
+    @classmethod
+    def prepare(
+        cls, bundle: Bundle, path: Path, output: Path, options: SlideOptions, *, devices: tuple[str, ...]
+    ) -> SlideJob:
+        """Open the slide and find out what its prediction depends on."""
+        genes = trusted_genes(bundle, options.min_pcc)
+        slide = open_slide(path)
+        mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, path=path)
+        there = (read_finished(output) if output.exists() else None) or Work.beside(output).plan or {}
+        earlier = Stamp(**there["stamp"]) if "stamp" in there else None
+        return cls(bundle, path, output, options, devices, slide, mpp, genes, Stamp.of(path, earlier))
+
+    @property
+    def known_patient(self) -> bool:
+        """Whether the patient named is one of the bundle's training sections."""
+        return bool(self.options.patient) and is_known_patient(self.bundle, self.options.patient)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything the numbers depend on that is known beforehand."""
+        facts = {
+            "format": FORMAT,
+            "bundle": self.bundle.hash,
+            "content": self.stamp.content,
+            "mpp": float(self.mpp),
+            "stride_um": float(self.options.stride_um or self.bundle.extraction.tile_um),
+            "genes": hash_names(self.genes),
+            "dtype": self.options.dtype,
+            "patient": self.options.patient,
+            "known_patient": self.known_patient,
+        }
+        if self.options.precision != "auto":  # whatever was settled is right where none is asked for
+            facts["precision"] = self.options.precision
+        return facts
+
+    def run(self, *, overwrite: bool) -> Path:
+        """Predict, or go on where it stopped, or do nothing where it is done."""
+        work = Work.beside(self.output)
+        if self.output.exists() and not overwrite:
+            self._check_finished()
+            remove(work.folder)  # where it was killed at the very end
+            return self.output
+        began = time.perf_counter()
+        cells = open_cells(self.slide)
+        try:
+            plan = self._resume(work, overwrite=overwrite) or self._begin(work, cells)
+            tiles = self._predict(work, cells, plan)
+        except InputError:
+            remove(work.folder)  # nothing can be made of a slide that is damaged
+            raise
+        publish(work.prediction, self.output)
+        remove(work.folder)
+        seconds = time.perf_counter() - began
+        logger.info(
+            f"{self.path.name}: {tiles:,} tiles × {len(self.genes):,} genes in {seconds:.0f} s "
+            f"({tiles / seconds:.0f} tiles/s, {plan['precision']}) → {self.output}"
+        )
+        return self.output
+
+    def _check_finished(self) -> None:
+        finished = read_finished(self.output)
+        if finished is None:
+            raise OutputError(f"{self.output} is no prediction of a slide (choose another output or pass --overwrite)")
+        if difference := find_difference(self.facts, finished):
+            raise OutputError(
+                f"{self.output} holds a prediction of {difference} (choose another output or pass --overwrite)"
+            )
+        logger.info(f"{self.path.name}: finished before → {self.output}")
+
+    def _resume(self, work: Work, *, overwrite: bool) -> dict[str, Any] | None:
+        """The plan of what was begun, if it is this."""
+        plan = work.plan
+        if plan is None:
+            return None
+        difference = find_difference({**self.facts, "device": torch.device(self.devices[0]).type}, plan)
+        if not difference:
+            return plan
+        if overwrite:
+            return None
+        raise OutputError(
+            f"{self.output}: a prediction of {difference} was begun there (choose another output or pass --overwrite)"
+        )
+
+    def _begin(self, work: Work, cells: Cells) -> dict[str, Any]:
+        tissue = find_tissue(self.slide, mpp=self.mpp)
+        size = {"width": self.slide.width, "height": self.slide.height}
+        centres = lay_grid(tissue, mpp=self.mpp, stride_um=self.facts["stride_um"], **size)
+        if not len(centres):
+            raise InputError("no tissue found that a tile would fit on", path=self.path, fix="try a finer --stride-um")
+        level = self._sweep(cells, centres).placements[0].level
+        width, height = cells.size(level)
+        scale = self.slide.downsamples[level]
+        centres = reading_order(centres, (width * scale, height * scale))
+        precision = settle_precision(
+            self.options.precision,
+            self._sweep(cells, centres),
+            self.bundle.encoder,
+            views=self.bundle.extraction.views,
+            device=self.devices[0],
+        )
+        kind = torch.device(self.devices[0]).type
+        plan = {**self.facts, "precision": precision, "batch": BATCH, "device": kind, "stamp": asdict(self.stamp)}
+        work.begin(plan, centres)
+        return plan
+
+    def _sweep(self, cells: Cells, centres: Centres) -> Sweep:
+        how, size_px = self.bundle.extraction, self.bundle.encoder.input_px
+        placements = [
+            place_tiles(
+                self.slide.downsamples, centres, side_px=how.tile_um * scale / self.mpp, size_px=size_px
+            )
+            for scale in how.context.scales
+        ]
+        return Sweep(cells, placements, size_px)
+
+    def _predict(self, work: Work, cells: Cells, plan: dict[str, Any]) -> int:
+        centres, bundle = work.centres, self.bundle
+        features = encode_slide(
+            work,
+            self._sweep(cells, centres),
+            bundle.encoder,
+            views=bundle.extraction.views,
+            precision=plan["precision"],
+            devices=self.devices,
+        )
+        described = describe_slide(work, features, bundle.extraction.context, centres, mpp=self.mpp)
+        head = bundle.predictor(device=self.devices[0], use_cache=False, known_patient=self.known_patient).head
+        table = express_slide(work, described, head, bundle, genes=self.genes, dtype=self.options.dtype)
+        self._finish(work, table, centres, plan)
+        return len(centres)
+
+    def _finish(self, work: Work, table: GrowingTable, centres: Centres, plan: dict[str, Any]) -> None:
+        n = len(centres)
+        novelty = work.rows("novelty", (n, 1)).read(0, n)[:, 0]
+        trust = self.bundle.trust
+        scale = trust.interval_scale(novelty) if trust else np.full(n, np.nan, dtype=np.float32)
+        obs = pd.DataFrame(
+            {keys.NOVELTY: novelty, keys.INTERVAL_SCALE: scale}, index=pd.Index([f"tile_{i}" for i in range(n)])
+        )
+        origin = describe_origin(
+            self.bundle,
+            slide=self.path.stem,
+            patient=self.options.patient,
+            image=self.path,
+            mpp=self.mpp,
+            known_patient=self.known_patient,
+        )
+        origin |= {k: plan[k] for k in ("stride_um", "precision", "batch", "device")}
+        origin |= {"slide_hash": self.stamp.content, "plan": json.dumps(plan)}
+        var = self.bundle.genes.loc[self.genes].copy()
+        table.finish(obs=obs, var=var, obsm={keys.SPATIAL: centres}, uns={keys.PROVENANCE: origin})

@@ -1,0 +1,225 @@
+"""What the prediction of a slide depends on, and how far it has come.
+
+Beside an output ``NAME.zarr`` stands, until it is complete, a folder ``.NAME.zarr.work``:
+
+======================  ================================================================
+``plan.json``           everything the numbers depend on; written last, so that without it nothing counts
+``centres.npy``         tile centres
+``progress.json``       tiles done in each stage; replaced after the tiles themselves are on the disk
+``features-<i>.npy``    features at scale i
+``around-<i>.npy``      means over the neighbourhood, spread i
+``novelty.npy``         one number a tile
+``prediction.zarr``     the output as far as it has come
+======================  ================================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from hescribe.errors import InputError, OutputError
+from hescribe.io.rows import RowFile, read_uns
+from hescribe.io.store import remove
+from hescribe.keys import PROVENANCE
+from hescribe.slides.slide import hash_file
+from hescribe.types import Centres, Microns, Mpp
+
+FORMAT = 1  #: raised when the way a slide is predicted changes any number
+BATCH = 64  #: tiles at once through the encoder
+CHUNK = 1024  #: tiles between two marks of progress
+
+Stage = Literal["encoded", "surrounded", "written"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are predicted.
+
+    Attributes
+    ----------
+    stride_um
+        Distance between tile centres; none: the side of the bundle's tiles.
+    mpp
+        µm per pixel of slides whose metadata do not say.
+    precision
+        Of the encoder; auto measures both on the slide's first tiles.
+    dtype
+        Of the prediction.
+    min_pcc
+        Only genes whose expected correlation is at least this.
+    patient
+        Whose slides they are; a patient of the bundle's training sections may be predicted more boldly.
+    """
+
+    stride_um: Microns | None = None
+    mpp: Mpp | None = None
+    precision: PrecisionChoice = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+    min_pcc: float | None = None
+    patient: str = ""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("dtype", ("float32", "float16"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
+        if self.mpp is not None and not 0.05 <= self.mpp <= 10:
+            raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix="0.05 to 10")
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """A file as it was found.
+
+    The content is what counts, all of it, so that a slide that was copied or touched is still the same and one that
+    was changed in the middle is not; it costs a second per GB or so, little beside a prediction. Where size and time
+    of change are those noted with an earlier hash, the file is not read again, so that skipping a thousand finished
+    slides takes no time.
+    """
+
+    size: int
+    changed: int
+    content: str
+
+    @classmethod
+    def of(cls, path: Path, earlier: Stamp | None = None) -> Stamp:
+        """The stamp of a file; ``earlier`` spares reading it where nothing has changed."""
+        facts = path.stat()
+        if earlier is not None and (facts.st_size, facts.st_mtime_ns) == (earlier.size, earlier.changed):
+            return earlier
+        return cls(facts.st_size, facts.st_mtime_ns, hash_file(path))
+
+
+def hash_names(names: list[str]) -> str:
+    """Hash of a list of names, in its order."""
+    return hashlib.blake2b("\0".join(names).encode(), digest_size=8).hexdigest()
+
+
+_WORDS = {
+    "format": "another version of hescribe",
+    "bundle": "another bundle",
+    "content": "another slide, or the slide has changed",
+    "genes": "another choice of genes (--min-pcc)",
+    "known_patient": "another --patient",
+    "precision": "another --precision",
+    "device": "another kind of device",
+}
+
+
+def find_difference(wanted: dict[str, Any], found: dict[str, Any]) -> str:
+    """In words, the first fact of ``wanted`` that is otherwise in ``found``; empty where there is none."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            return _WORDS.get(name, f"another --{name.replace('_', '-')}")
+    return ""
+
+
+def read_finished(output: Path) -> dict[str, Any] | None:
+    """The plan of a finished output, as noted in it; None where it is no prediction of a slide."""
+    try:
+        told = read_uns(output, PROVENANCE)
+        return json.loads(str(told["plan"]))
+    except Exception:  # zarr and anndata raise many kinds for what is not theirs
+        return None
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of a prediction that is under way.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def beside(cls, output: Path) -> Work:
+        """The one that belongs to an output."""
+        return cls(output.with_name(f".{output.name}.work"))
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What was settled when it was begun; None where nothing was."""
+        try:
+            return json.loads((self.folder / "plan.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def begin(self, plan: dict[str, Any], centres: Centres) -> None:
+        """Start anew."""
+        remove(self.folder)
+        self.folder.mkdir(parents=True)
+        np.save(self.folder / "centres.npy", centres)
+        self._replace("plan.json", plan)
+
+    @property
+    def centres(self) -> Centres:
+        """(n, 2) tile centres."""
+        return np.load(self.folder / "centres.npy", allow_pickle=False)
+
+    @property
+    def prediction(self) -> Path:
+        """The output as far as it has come."""
+        return self.folder / "prediction.zarr"
+
+    def rows(self, name: str, shape: tuple[int, int]) -> RowFile:
+        """A table of numbers, n tiles × d."""
+        return RowFile(self.folder / f"{name}.npy", shape)
+
+    def done(self, stage: Stage) -> int:
+        """Tiles for which a stage is complete."""
+        return int(self._progress().get(stage, 0))
+
+    def mark(self, stage: Stage, tiles: int) -> None:
+        """Note that the first ``tiles`` tiles are complete, and on the disk."""
+        self._replace("progress.json", {**self._progress(), stage: tiles})
+
+    def _progress(self) -> dict[str, int]:
+        try:
+            return json.loads((self.folder / "progress.json").read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _replace(self, name: str, facts: dict[str, Any]) -> None:
+        temporary = self.folder / f"{name}.partial"
+        with temporary.open("w") as file:
+            file.write(json.dumps(facts))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Keep other processes off an output.
+
+    The lock is the system's, so it ends with the process, however that ends; its empty file stays.
+
+    Raises
+    ------
+    OutputError
+        Another process is at it.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"{output} is being written by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()

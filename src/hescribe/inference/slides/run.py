@@ -1,0 +1,199 @@
+"""Slide → prediction, whole; many slides → many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+import cv2
+import torch
+
+from hescribe.encoders import resolve_device
+from hescribe.errors import HescribeError, InputError, OutputError
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.slides.job import SlideJob
+from hescribe.inference.slides.plan import SlideOptions, alone
+
+logger = logging.getLogger(__name__)
+
+SLIDE_SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .mrxs .scn .svslide .bif .vms .vmu .czi .dcm .jpg .jpeg .png".split()
+)
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of ``SlideOptions``."""
+
+    stride_um: float | None
+    mpp: float | None
+    precision: Literal["auto", "fp32", "bf16"]
+    dtype: Literal["float32", "float16"]
+    min_pcc: float | None
+    patient: str
+
+
+def predict_slide(
+    bundle: Bundle,
+    path: str | Path,
+    output: str | Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    **options: Unpack[Options],
+) -> Path:
+    """Predict a whole slide into the Zarr store ``output``, on a grid of tiles over its tissue.
+
+    Memory stays bounded however large the slide. Killed at any moment and called again, it goes on from the last
+    complete chunk, and the result is the same bit for bit; called again when finished, it does nothing.
+
+    Parameters
+    ----------
+    bundle
+        A trained method.
+    path
+        The slide.
+    output
+        The store; a folder of work stands beside it until it is complete.
+    device
+        Torch device, or several with commas, over which the tiles are dealt.
+    overwrite
+        Replace what is there, and begin anew where a begun prediction is another.
+    **options
+        As in ``SlideOptions``.
+
+    Raises
+    ------
+    InputError
+        The slide cannot be read, its µm per pixel are not known, or it shows no tissue.
+    OutputError
+        A prediction of another bundle, slide or other options is there or begun, another process is at it, or it
+        cannot be written.
+    """
+    settings = SlideOptions(**options)
+    target = Path(output)
+    try:
+        with alone(target), _one_thread_each():
+            job = SlideJob.prepare(bundle, Path(path), target, settings, devices=resolve_devices(device))
+            return job.run(overwrite=overwrite)
+    except OSError as error:
+        again = "run it again to go on where it stopped"
+        raise OutputError(f"{target}: could not be written: {error.strerror or error} ({again})") from error
+
+
+def predict_slides(
+    bundle: Bundle,
+    slides: Sequence[str | Path],
+    output: str | Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    keep_going: bool = True,
+    **options: Unpack[Options],
+) -> list[Path]:
+    """Predict slides into ``output/<slide's stem>.zarr``; see ``predict_slide``.
+
+    Parameters
+    ----------
+    bundle, device, overwrite
+        As for one slide.
+    slides
+        Slides, folders of slides, or patterns.
+    output
+        Folder of the predictions.
+    keep_going
+        After a slide that fails go on with the others; which failed is said at the end.
+    **options
+        As in ``SlideOptions``.
+
+    Returns
+    -------
+    list of Path
+        One store a slide.
+
+    Raises
+    ------
+    InputError
+        Two slides would have one output, or some slides failed; the others are written then.
+    """
+    paths = find_slides(slides)
+    written: list[Path] = []
+    failed: list[Path] = []
+    for path in paths:
+        try:
+            target = Path(output) / f"{path.stem}.zarr"
+            written.append(predict_slide(bundle, path, target, device=device, overwrite=overwrite, **options))
+        except HescribeError as error:
+            if not keep_going or len(paths) == 1:
+                raise
+            failed.append(path)
+            logger.error(f"error: {error}")
+    if failed:
+        raise InputError(f"{len(failed)} of {len(paths)} slides failed: {', '.join(str(p) for p in failed)}")
+    return written
+
+
+def find_slides(given: Sequence[str | Path]) -> list[Path]:
+    """Files, folders of slides and patterns → slides, each once, in the order given.
+
+    Raises
+    ------
+    InputError
+        A folder or pattern without slides, or two slides of one name.
+    """
+    found: dict[Path, None] = {}
+    for item in given:
+        path = Path(item)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.name[0] != ".")
+            if not inside:
+                raise InputError("a folder without slides", path=path, fix=f"known: {' '.join(sorted(SLIDE_SUFFIXES))}")
+        elif not path.exists() and not path.is_symlink() and any(c in str(item) for c in "*?["):
+            anchor = Path(path.anchor) if path.is_absolute() else Path()
+            inside = sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
+            if not inside:
+                raise InputError("no file fits this pattern", path=path)
+        else:
+            inside = [path]
+        found.update(dict.fromkeys(inside))
+    stems: dict[str, Path] = {}
+    for path in found:
+        if path.stem in stems:
+            raise InputError(
+                f"would be written to the same output as {stems[path.stem]}", path=path, fix="give them apart"
+            )
+        stems[path.stem] = path
+    return list(found)
+
+
+def resolve_devices(device: str) -> tuple[str, ...]:
+    """``"cuda:0,cuda:1"`` → both; ``auto`` → the accelerator there is, or the CPU.
+
+    Raises
+    ------
+    InputError
+        There is no such device.
+    """
+    names = tuple(resolve_device(part.strip()) for part in device.split(",") if part.strip())
+    for name in names:
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"the device {name!r} cannot be used ({reason})", path="--device") from error
+    if not names or len({torch.device(name).type for name in names}) > 1:
+        raise InputError(f"{device!r} is no device, nor several of one kind", path="--device")
+    return names
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep OpenCV from starting threads in every thread that scales tiles."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
