@@ -1,0 +1,214 @@
+"""The numbers of a slide are those of the path that predicts at spots."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from hescribe import keys
+from hescribe.encoders import Extraction, describe_tiles
+from hescribe.errors import InputError, OutputError
+from hescribe.inference import read_prediction
+from hescribe.inference.slides import expression, features, predict_slide
+from hescribe.inference.slides.expression import block_rows, moments
+from hescribe.methods import METHODS
+from hescribe.slides.tiles import SlideTiles
+from hescribe.types import Context
+from tests.inference.slides.made import GENES, MPP, draw_slide, make_bundle, write_slide
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slide(tmp_path_factory.mktemp("slides") / "slide.tif", draw_slide())
+
+
+@pytest.fixture
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks, blocks and sources, as on a large slide."""
+    for module in (features, expression):
+        monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(features, "BATCH", 16)
+    monkeypatch.setattr(expression, "_PAIRS", 700)
+    monkeypatch.setattr(expression, "_SOURCES", 50)
+    monkeypatch.setattr(expression, "_BLOCK_ROWS", (32, 32))
+
+
+CONTEXTS = {
+    "plain": Context(),
+    "everything": Context((1.0, 2.0), (150.0, 300.0), centred=True, position=True),
+    "centred": Context(centred=True),
+    "around": Context((1.0,), (200.0,)),
+}
+
+
+@pytest.mark.usefixtures("_small_steps")
+@pytest.mark.parametrize("method", METHODS)
+def test_as_at_spots(method: str, slide: Path, tmp_path: Path) -> None:
+    check(make_bundle(method), slide, tmp_path)
+
+
+@pytest.mark.usefixtures("_small_steps")
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_whatever_is_described(name: str, slide: Path, tmp_path: Path) -> None:
+    check(make_bundle("ridge", context=CONTEXTS[name], views=4), slide, tmp_path)
+
+
+def check(bundle, slide: Path, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=80.0)
+    found = read_prediction(path)
+    assert found.n_obs > 300
+    tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
+    described = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False)
+    expected = bundle.predictor(use_cache=False).head(described.full)
+    # Another batch size through the encoder, and JPEG decoded by another library
+    np.testing.assert_allclose(found.X, expected, atol=2e-4, rtol=1e-3)
+    novelty = bundle.novelty.percentile(described.plain)
+    assert np.abs(found.obs[keys.NOVELTY] - novelty).max() <= 2.0  # a percentile of 60
+    np.testing.assert_array_equal(
+        found.obs[keys.INTERVAL_SCALE], bundle.trust.interval_scale(found.obs[keys.NOVELTY].to_numpy())
+    )
+
+
+@pytest.mark.usefixtures("_small_steps")
+def test_descriptions_are_those_of_the_encoders_room(slide: Path, tmp_path: Path) -> None:
+    """With the same batches the description is equal to 1e-6, chunk by chunk."""
+    seen = []
+    bundle = make_bundle("ridge", context=CONTEXTS["everything"])
+    bundle = replace(bundle, extraction=replace(bundle.extraction, batch_size=16))
+    watched = expression.Descriptions.full
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expression.Descriptions, "full", lambda *a: seen.append(watched(*a)) or seen[-1])
+        path = predict_slide(bundle, slide, tmp_path / "out.zarr")
+    tiles = SlideTiles(slide, read_prediction(path).obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
+    expected = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False).full
+    assert len(seen) > 2
+    np.testing.assert_allclose(np.concatenate(seen), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_moments_of_blocks_where_the_mean_is_large() -> None:
+    values = np.random.default_rng(0).normal(1e4, 0.5, (1000, 3)).astype("f")
+    mean, spread = moments(values[i : i + 37] for i in range(0, 1000, 37))
+    np.testing.assert_allclose(mean, values.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(spread, values.std(axis=0, dtype=np.float64), rtol=1e-9)
+
+
+def test_the_contract(slide: Path, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    path = predict_slide(bundle, slide, tmp_path / "a" / "out.zarr", min_pcc=0.2, dtype="float16", patient=" p1")
+    found = read_prediction(path)
+    assert found.X.dtype == np.float16
+    assert list(found.var_names) == list(bundle.genes.index[bundle.genes[keys.EXPECTED_PCC] >= 0.2])
+    assert found.obs_names.is_unique
+    told = found.uns[keys.PROVENANCE]
+    assert (told["slide"], told["bundle"], told["precision"], told["batch"]) == ("slide", bundle.hash, "fp32", 64)
+    assert told["stride_um"] == told["tile_um"] == 112.0
+    assert bool(told["patient_seen_in_training"])
+    assert told["mpp"] == pytest.approx(MPP)
+    # Nothing but the output and the empty file of the lock
+    assert {p.name for p in path.parent.iterdir()} == {"out.zarr", ".out.zarr.lock"}
+    assert not list(path.rglob("*.partial"))
+
+
+def test_a_patient_who_is_known_is_predicted_otherwise(slide: Path, tmp_path: Path) -> None:
+    bundle = make_bundle("fusion")
+    new, known = (
+        read_prediction(predict_slide(bundle, slide, tmp_path / f"{p}.zarr", patient=p)).X for p in ("P9", "P1")
+    )
+    assert np.abs(new - known).max() > 1e-3
+
+
+def test_two_devices_give_the_same_bits_as_one(slide: Path, tmp_path: Path) -> None:
+    bundle = make_bundle("fusion")
+    one = read_prediction(predict_slide(bundle, slide, tmp_path / "one.zarr", stride_um=60.0))
+    two = read_prediction(predict_slide(bundle, slide, tmp_path / "two.zarr", stride_um=60.0, device="cpu,cpu"))
+    np.testing.assert_array_equal(one.X, two.X)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "strips"])
+def test_plain_images_are_slides_too(kind: str, tmp_path: Path) -> None:
+    import cv2
+
+    image = draw_slide(700)
+    path = tmp_path / ("slide.tif" if kind == "strips" else f"slide.{kind}")
+    if kind == "strips":
+        write_slide(path, image, mpp=None, tile=None)
+    else:
+        cv2.imwrite(str(path), image[:, :, ::-1])
+    with pytest.raises(InputError, match=r"µm per pixel is not known \(pass --mpp"):
+        predict_slide(make_bundle(), path, tmp_path / "out.zarr")
+    found = read_prediction(predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=MPP))
+    tiles = SlideTiles(path, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
+    bundle = make_bundle()
+    described = describe_tiles(tiles, bundle.encoder, Extraction(112.0, batch_size=64), use_cache=False)
+    np.testing.assert_allclose(found.X, bundle.predictor(use_cache=False).head(described.full), atol=1e-5)
+
+
+def test_blocks_of_expression_are_small_however_many_genes() -> None:
+    for genes in (1, 200, 1000, 18_000, 60_000):
+        rows = block_rows(genes)
+        assert 32 <= rows <= 1024
+        assert rows & (rows - 1) == 0
+        assert rows * genes * 4 <= 16 * 2**20
+
+
+def test_expression_is_stored_in_chunks(slide: Path, tmp_path: Path) -> None:
+    path = predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    array = zarr.open_array(path / "X", mode="r")
+    assert array.chunks == (min(1024, array.shape[0]), GENES)
+
+
+class TestPrecision:
+    """bf16 is taken where it is quicker and the same."""
+
+    @staticmethod
+    def settle(choice: str, monkeypatch: pytest.MonkeyPatch, *, seconds: float, noise: float) -> str:
+        import torch
+
+        plain = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 8)))
+        odd = plain.clone()
+        odd[5] += noise * plain[5].norm() * torch.eye(8)[0]
+
+        def measure(_m, _i, _v, precision):  # type: ignore[no-untyped-def]
+            return (plain, 1.0) if precision == "fp32" else (odd, seconds)
+
+        class Fake:
+            placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
+
+            def batches(self, *_args, **_kw):  # type: ignore[no-untyped-def]
+                yield features.Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
+
+        monkeypatch.setattr(features, "_measure", measure)
+        return features.settle_precision(choice, Fake(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("choice", "seconds", "noise", "expected"),
+        [
+            ("auto", 0.5, 0.0, "bf16"), ("auto", 0.9, 0.0, "fp32"), ("auto", 0.5, 0.2, "fp32"),
+            ("fp32", 0.1, 0.0, "fp32"), ("bf16", 2.0, 1.0, "bf16"),
+        ],
+    )  # fmt: skip
+    def test_choice(self, choice: str, seconds: float, noise: float, expected: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+        assert self.settle(choice, monkeypatch, seconds=seconds, noise=noise) == expected
+
+    def test_an_encoder_that_cannot_stays_in_fp32(self, slide: Path, tmp_path: Path) -> None:
+        """``stain`` takes quantiles, which torch has in fp32 alone."""
+        from hescribe.encoders import load_encoder
+
+        sweep = type("S", (), {})()
+        sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
+        sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 224, 224, 3), np.uint8)])])
+        assert features.settle_precision("auto", sweep, load_encoder("stain"), views=1, device="cpu") == "fp32"
+        with pytest.raises(InputError, match="cannot work in bf16"):
+            features.settle_precision("bf16", sweep, load_encoder("stain"), views=1, device="cpu")
+
+    def test_it_is_kept(self, slide: Path, tmp_path: Path) -> None:
+        path = predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="bf16")
+        assert json.loads(str(read_prediction(path).uns[keys.PROVENANCE]["plan"]))["precision"] == "bf16"
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="auto")  # whatever was settled
+        with pytest.raises(OutputError, match="another --precision"):
+            predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="fp32")

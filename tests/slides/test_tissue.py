@@ -1,0 +1,99 @@
+"""Tissue on drawn slides whose outline is known, and the grid over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from hescribe.errors import InputError
+from hescribe.slides.grid import lay_grid, reading_order
+from hescribe.slides.reader import open_slide
+from hescribe.slides.tissue import Tissue, find_tissue, mask_tissue
+
+UM = 16.0
+EOSIN, HAEMATOXYLIN = (228, 160, 190), (120, 80, 150)
+
+
+def draw(glass: tuple[int, int, int] = (243, 241, 244), noise: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
+    """A slide with a disc of tissue, pale and dark, and where the disc is."""
+    rng = np.random.default_rng(0)
+    image = np.full((400, 600, 3), glass, dtype=np.float64)
+    y, x = np.mgrid[:400, :600]
+    truth = (x - 300) ** 2 + (y - 200) ** 2 < 120**2
+    image[truth] = EOSIN
+    image[truth & (rng.random((400, 600)) < 0.4)] = HAEMATOXYLIN
+    return np.clip(image + rng.normal(0, noise, image.shape), 0, 255).astype(np.uint8), truth
+
+
+def overlap(found: np.ndarray, truth: np.ndarray) -> float:
+    return float((found & truth).sum() / (found | truth).sum())
+
+
+@pytest.mark.parametrize("glass", [(243, 241, 244), (255, 255, 255), (238, 228, 216)], ids=["grey", "white", "warm"])
+def test_the_disc_is_found(glass: tuple[int, int, int]) -> None:
+    image, truth = draw(glass)
+    assert overlap(mask_tissue(image, pixel_um=UM), truth) > 0.95
+
+
+@pytest.mark.parametrize("ink", [(10, 10, 12), (30, 60, 170), (30, 140, 60)], ids=["black", "blue", "green"])
+def test_ink_and_black_borders_are_no_tissue(ink: tuple[int, int, int]) -> None:
+    image, truth = draw()
+    image[:, :40] = ink
+    cv2.line(image, (60, 20), (580, 20), ink, 9)
+    assert overlap(mask_tissue(image, pixel_um=UM), truth) > 0.95
+
+
+def test_dust_is_left_out_and_holes_are_kept() -> None:
+    image, truth = draw()
+    image[20:24, 20:24] = EOSIN  # 64 µm wide
+    hole = np.zeros(truth.shape, dtype=np.uint8)
+    cv2.circle(hole, (300, 200), 40, 1, -1)
+    image[hole == 1] = (243, 241, 244)
+    found = mask_tissue(image, pixel_um=UM)
+    assert not found[:40, :40].any()
+    assert overlap(found, truth & (hole == 0)) > 0.93
+
+
+def test_a_slide_full_of_tissue_is_tissue() -> None:
+    rng = np.random.default_rng(1)
+    image = np.where(rng.random((200, 200, 1)) < 0.5, EOSIN, HAEMATOXYLIN).astype(np.uint8)
+    assert mask_tissue(image, pixel_um=UM).mean() > 0.99
+
+
+@pytest.mark.parametrize("value", [0, 30, 128, 250, 255])
+def test_nothing_on_an_empty_slide(value: int, tmp_path: Path) -> None:
+    noisy = np.clip(value + np.random.default_rng(2).normal(0, 2, (300, 300, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "empty.png")
+    with pytest.raises(InputError, match=r"empty\.png: no tissue found"):
+        find_tissue(open_slide(tmp_path / "empty.png"), mpp=8.0)
+
+
+def test_the_grid_by_hand() -> None:
+    tissue = Tissue(np.array([[True, False], [True, True]]), (100.0, 100.0))
+    centres = lay_grid(tissue, mpp=0.5, stride_um=25.0, width=200, height=200)
+    # Stride 50 px: centres at 25, 75, 125, 175; the upper right quarter is bare
+    expected = [(x, y) for y in (25, 75, 125, 175) for x in (25, 75, 125, 175) if not (x > 100 and y < 100)]
+    np.testing.assert_array_equal(centres, expected)
+    with pytest.raises(InputError, match="too fine"):
+        lay_grid(tissue, mpp=0.5, stride_um=7.9, width=200, height=200)
+
+
+def test_reading_order_goes_block_by_block() -> None:
+    centres = np.array([(x, y) for y in (10, 30, 50, 70) for x in (10, 30, 50, 70)], dtype=float)
+    ordered = reading_order(centres, (40.0, 40.0))
+    blocks = [tuple(b) for b in (ordered // 40).astype(int).tolist()]
+    assert blocks == [(0, 0)] * 4 + [(1, 0)] * 4 + [(0, 1)] * 4 + [(1, 1)] * 4
+    assert {tuple(c) for c in ordered} == {tuple(c) for c in centres}
+
+
+def test_a_slide_without_small_levels_gives_the_same_mask(tmp_path: Path) -> None:
+    image, truth = draw()
+    Image.fromarray(cv2.resize(image, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)).save(tmp_path / "s.png")
+    found = find_tissue(open_slide(tmp_path / "s.png"), mpp=4.0)
+    assert found.mask.shape == truth.shape
+    assert overlap(found.mask, truth) > 0.95
+    assert found.covers(np.array([[1200.0, 800.0], [10.0, 10.0], [-5.0, 800.0], [1e6, 1e6]])).tolist() == [True] + [False] * 3
