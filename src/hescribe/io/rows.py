@@ -43,11 +43,14 @@ class RowFile:
             self._begin = file.tell()
 
     def write(self, start: int, rows: npt.NDArray[np.float32]) -> None:
-        """Rows from ``start`` on, safely on the disk on return."""
+        """Rows from ``start`` on."""
         with self.path.open("r+b") as file:
             file.seek(self._begin + start * self._width)
             file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
-            file.flush()
+
+    def sync(self) -> None:
+        """Have the disk hold what was written."""
+        with self.path.open("r+b") as file:
             os.fsync(file.fileno())
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:

@@ -113,6 +113,7 @@ def _surround(work: Work, own: Sequence[RowFile], spreads_um: Sequence[Microns],
                 for low, high in _spans(first, stop, _rows_within(tree, first, stop, spread_um)):
                     weights = gaussian_weights(tree, np.arange(low, high), spread_um)
                     table.write(low, _weigh(weights, own))
+                table.sync()
             work.mark("surrounded", stop)
             bar.update(stop - first)
     return tables
@@ -152,6 +153,7 @@ def express_slide(
     def store(first: int, expression: npt.NDArray[np.float32], percentile: npt.NDArray[np.float32]) -> None:
         table.write(first, expression)
         novelty.write(first, percentile[:, None])
+        novelty.sync()
         work.mark("written", first + len(expression))
 
     bar = tqdm(total=n, initial=start, desc="expression", unit="tile", disable=None, leave=False)

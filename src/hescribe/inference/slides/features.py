@@ -52,6 +52,7 @@ def encode_slide(
     def store(chunk: Encoded) -> None:
         for table, features in zip(tables, chunk.features, strict=True):
             table.write(chunk.start, features)
+            table.sync()
         work.mark("encoded", chunk.start + len(chunk.features[0]))
 
     bar = tqdm(total=n, initial=start, desc="tiles", unit="tile", disable=None, leave=False)
@@ -126,30 +127,39 @@ def settle_precision(
     Raises
     ------
     InputError
-        bf16 is asked for and the encoder cannot.
+        bf16 is asked for and the encoder has no weights.
     """
     n = len(sweep.placements[0].corners)
     if choice == "fp32" or (choice == "auto" and n < 8 * BATCH):
         return "fp32"
     (batch,) = sweep.batches(BATCH, stop=min(BATCH, n))
     module, images = load_module(encoder, device), to_tensor(batch.tiles[0], device)
-    try:
-        quick, seconds = _measure(module, images, views, "bf16")
-    except (RuntimeError, NotImplementedError) as error:
+    if next(module.parameters(), None) is None:  # what has no weights, bf16 can only slow down
         if choice == "bf16":
-            raise InputError(f"the encoder {encoder.name!r} cannot work in bf16", path="--precision") from error
+            raise InputError(f"the encoder {encoder.name!r} has no weights to use in bf16", path="--precision")
         return "fp32"
     if choice == "bf16":
+        _measure(module, images[:1], views, "bf16", repeats=1)
         return "bf16"
     exact, plain_seconds = _measure(module, images, views, "fp32")
+    try:
+        # A few tiles first: where a processor lacks bf16, single operations can take seconds
+        few_seconds = _measure(module, images[:4], views, "bf16", repeats=1)[1]
+        if few_seconds > 2 * plain_seconds:
+            return "fp32"
+        quick, seconds = _measure(module, images, views, "bf16")
+    except (RuntimeError, NotImplementedError):  # an operation that there is in fp32 alone
+        return "fp32"
     alike = torch.nn.functional.cosine_similarity(exact.double(), quick.double(), dim=1)
     return "bf16" if plain_seconds >= _WORTHWHILE * seconds and bool((alike > _SAME).all()) else "fp32"
 
 
-def _measure(module: nn.Module, images: Tensor, views: int, precision: Precision) -> tuple[Tensor, float]:
+def _measure(
+    module: nn.Module, images: Tensor, views: int, precision: Precision, *, repeats: int = _REPEATS
+) -> tuple[Tensor, float]:
     """Features, and the seconds of the quickest of a few runs after one that warms up."""
     features, best = torch.empty(0), float("inf")
-    for attempt in range(_REPEATS + 1):
+    for attempt in range(repeats + 1):
         start = time.perf_counter()
         features = encode_batch(module, images, views=views, precision=precision).cpu()
         if attempt:

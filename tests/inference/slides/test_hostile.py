@@ -1,0 +1,150 @@
+"""Slides that are none: each one clear line, and the others go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from hescribe.errors import HescribeError, InputError
+from hescribe.inference import read_prediction
+from hescribe.inference.slides import predict_slide, predict_slides
+from hescribe.inference.slides.run import find_slides, resolve_devices
+from tests.inference.slides.made import MPP, draw_slide, make_bundle, write_slide
+
+IMAGE = draw_slide(600)
+
+
+def truncated(path: Path) -> None:
+    write_slide(path, IMAGE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def damaged(path: Path) -> None:
+    tifffile.imwrite(path, IMAGE, tile=(128, 128), photometric="rgb", compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        middle = tiff.pages.first.dataoffsets[12]
+    data = bytearray(path.read_bytes())
+    data[middle : middle + 300] = b"\xff" * 300
+    path.write_bytes(bytes(data))
+
+
+def claims_a_million_pixels(path: Path) -> None:
+    write_slide(path, IMAGE)
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for i in range(count):
+        at = start + 2 + 12 * i
+        tag, kind = struct.unpack_from("<HH", data, at)
+        if tag in {256, 257}:
+            struct.pack_into("<HHII", data, at, tag, 4, 1, 1_000_000)
+    path.write_bytes(bytes(data))
+
+
+def no_permission(path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    write_slide(path, IMAGE)
+    path.chmod(0)
+
+
+def four_channels(path: Path) -> None:
+    tifffile.imwrite(path, np.dstack([IMAGE] * 2)[..., :4], tile=(128, 128), photometric="separated")
+
+
+HOSTILE = {
+    "truncated": (truncated, "truncated|damaged"),
+    "damaged": (damaged, "cannot be (decoded|read)"),
+    "empty": (lambda p: p.write_bytes(b""), r"empty \(0 bytes\)"),
+    "text": (lambda p: p.write_text("no image at all\n" * 100), "not a readable TIFF"),
+    "png-by-another-name": (lambda p: Image.fromarray(IMAGE).save(p, "PNG"), "not a readable TIFF"),
+    "one-pixel": (lambda p: tifffile.imwrite(p, IMAGE[:1, :1], photometric="rgb"), "no tissue found"),
+    "white": (lambda p: write_slide(p, np.full_like(IMAGE, 255)), "no tissue found"),
+    "black": (lambda p: write_slide(p, np.zeros_like(IMAGE)), "no tissue found"),
+    "cmyk": (four_channels, "SEPARATED is not supported"),
+    "sixteen-bits": (
+        lambda p: tifffile.imwrite(p, IMAGE.astype(np.uint16) * 257, tile=(128, 128), photometric="rgb"),
+        "uint16 pixels are not supported",
+    ),
+    "a-million-pixels": (claims_a_million_pixels, "1,000,000 × 1,000,000 px; no slide is that large"),
+    "folder": (lambda p: p.mkdir(), "a folder"),
+    "missing": (lambda _: None, "no such image"),
+    "dangling": (lambda p: p.symlink_to("nowhere.tif"), "a link to a file that is not there"),
+    "no-permission": (no_permission, "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_each_is_one_clear_line(name: str, tmp_path: Path) -> None:
+    make, message = HOSTILE[name]
+    path = tmp_path / f"{name}.tif"
+    make(path)
+    with pytest.raises(InputError, match=message) as caught:
+        predict_slides(make_bundle(), [path], tmp_path / "out", mpp=MPP)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+    left = {p.name for p in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
+    assert left <= {f".{name}.zarr.lock"}
+
+
+def test_without_scale(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slide.tif", IMAGE, mpp=None)
+    with pytest.raises(InputError, match="µm per pixel is not known .*--mpp"):
+        predict_slide(make_bundle(), path, tmp_path / "out.zarr")
+    with pytest.raises(InputError, match="cannot be"):
+        predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=-1.0)
+    assert read_prediction(predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=MPP)).n_obs
+
+
+def test_transparent_glass_is_glass(tmp_path: Path) -> None:
+    alpha = np.where(np.abs(IMAGE.astype(int) - 245).max(axis=2) < 20, 0, 255).astype(np.uint8)
+    black = np.where(alpha[..., None] > 0, IMAGE, 0)
+    tifffile.imwrite(
+        tmp_path / "s.tif", np.dstack([black, alpha]), tile=(128, 128), photometric="rgb", extrasamples=["unassalpha"]
+    )
+    path = predict_slide(make_bundle(), tmp_path / "s.tif", tmp_path / "out.zarr", mpp=MPP)
+    centres = read_prediction(path).obsm["spatial"].astype(int)
+    assert (alpha[centres[:, 1], centres[:, 0]] > 0).mean() > 0.9
+
+
+def test_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = [write_slide(tmp_path / f"{n}.tif", IMAGE) for n in ("a", "c")]
+    (tmp_path / "b.tif").write_bytes(b"")
+    given = [good[0], tmp_path / "b.tif", good[1]]
+    with caplog.at_level(logging.INFO, "hescribe"), pytest.raises(HescribeError, match=r"1 of 3 slides failed: .*b\.tif"):
+        predict_slides(make_bundle(), given, tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").glob("*.zarr")} == {"a.zarr", "c.zarr"}
+    lines = [r.getMessage() for r in caplog.records]
+    assert [line.split(":")[0] for line in lines] == ["a.tif", "error", "c.tif"]
+    with pytest.raises(InputError, match="empty"):
+        predict_slides(make_bundle(), [tmp_path / "b.tif", good[0]], tmp_path / "other", keep_going=False)
+    assert not list((tmp_path / "other").glob("*.zarr"))
+
+
+def test_slides_are_found(tmp_path: Path) -> None:
+    for name in ("b.tif", "a.svs", "notes.txt", ".hidden.tif"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    folder = tmp_path / "in"
+    assert find_slides([folder]) == [folder / "a.svs", folder / "b.tif"]
+    assert find_slides([str(folder / "*.tif"), folder]) == [folder / "b.tif", folder / "a.svs"]
+    with pytest.raises(InputError, match="no file fits"):
+        find_slides([str(folder / "*.ndpi")])
+    with pytest.raises(InputError, match="without slides"):
+        find_slides([tmp_path])
+    (folder / "a.tif").write_bytes(b"x")
+    with pytest.raises(InputError, match="same output"):
+        find_slides([folder])
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "cpu,cuda:99", ""])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(InputError, match="device"):
+        resolve_devices(device)

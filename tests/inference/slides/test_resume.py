@@ -1,0 +1,176 @@
+"""Killed at any moment and started again: the same bits. Two at one output: one waits for nobody and says so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hescribe import keys
+from hescribe.errors import OutputError
+from hescribe.inference import read_prediction
+from hescribe.inference.slides import predict_slide
+from hescribe.inference.slides.plan import Work, alone
+from tests.inference.slides.made import draw_slide, make_bundle, write_slide
+from tests.inference.slides.victim import run
+
+KILLS = 20
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    return write_slide(tmp_path / "slide.tif", draw_slide(700))
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_killed_at_any_moment_the_result_is_the_same_bit_for_bit(slide: Path, tmp_path: Path) -> None:
+    # Children are forked from a clean server that has everything imported: no start-up time, no inherited threads
+    spawn = multiprocessing.get_context("forkserver")
+    multiprocessing.set_forkserver_preload(["tests.inference.slides.victim"])
+    whole, cut = tmp_path / "whole" / "out.zarr", tmp_path / "cut" / "out.zarr"
+    for _ in range(2):  # the first one waits for the server
+        shutil.rmtree(whole, ignore_errors=True)
+        began = time.perf_counter()
+        child = spawn.Process(target=run, args=(slide, whole))
+        child.start()
+        child.join(120)
+        seconds = time.perf_counter() - began
+        assert child.exitcode == 0
+    rng, kills, stages = random.Random(0), 0, set()
+    while kills < KILLS or not cut.exists():
+        if cut.exists():
+            assert files(cut) == files(whole)
+            shutil.rmtree(cut)
+        child = spawn.Process(target=run, args=(slide, cut))
+        child.start()
+        child.join(rng.uniform(0.1, 0.8) * seconds)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+        assert child.exitcode in {0, -signal.SIGKILL}
+        work = Work.beside(cut)
+        stages.add(tuple(bool(work.done(s)) for s in ("encoded", "surrounded", "written")) if work.plan else None)
+        # A reader sees a whole output or none
+        assert not cut.exists() or read_prediction(cut).n_obs
+    assert files(cut) == files(whole)
+    assert len(stages) >= 3, "the moments were not spread over the stages"
+
+
+def test_it_goes_on_and_does_not_begin_again(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hescribe.inference.slides import features
+
+    bundle, output = make_bundle("fusion"), tmp_path / "out.zarr"
+    expected = predict_slide(bundle, slide, tmp_path / "whole.zarr", stride_um=40.0)
+    monkeypatch.setattr(features, "BATCH", 64)
+    monkeypatch.setattr(features, "CHUNK", 64)
+    marks, encoded = [], []
+    mark, encode = Work.mark, features.encode_batch
+
+    def stop(self: Work, stage: str, tiles: int) -> None:
+        mark(self, stage, tiles)  # type: ignore[arg-type]
+        marks.append((stage, tiles))
+        if len(marks) in {2, 9}:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Work, "mark", stop)
+    monkeypatch.setattr(features, "encode_batch", lambda *a, **k: encoded.append(len(a[1])) or encode(*a, **k))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            predict_slide(bundle, slide, output, stride_um=40.0)
+        assert not output.exists()
+    predict_slide(bundle, slide, output, stride_um=40.0)
+    n = read_prediction(output).n_obs
+    assert [t for s, t in marks if s == "encoded"] == sorted({t for s, t in marks if s == "encoded"})
+    # Two scales; what was read ahead when it was stopped is encoded again, no more
+    assert sum(encoded) < 2 * (n + 2 * 5 * 64)
+    np.testing.assert_array_equal(read_prediction(output).X, read_prediction(expected).X)
+
+
+def test_finished_is_finished(slide: Path, tmp_path: Path) -> None:
+    bundle, output = make_bundle(), tmp_path / "out.zarr"
+    predict_slide(bundle, slide, output)
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*")}
+    predict_slide(bundle, slide, output)
+    os.utime(slide)  # touched, not changed
+    predict_slide(bundle, slide, output)
+    assert before == {p: p.stat().st_mtime_ns for p in output.rglob("*")}
+
+
+CHANGES = {
+    "another bundle": lambda s, o: predict_slide(make_bundle(seed=1), s, o),
+    "another --stride-um": lambda s, o: predict_slide(make_bundle(), s, o, stride_um=60.0),
+    r"another choice of genes \(--min-pcc\)": lambda s, o: predict_slide(make_bundle(), s, o, min_pcc=0.1),
+    "another --dtype": lambda s, o: predict_slide(make_bundle(), s, o, dtype="float16"),
+    "another --patient": lambda s, o: predict_slide(make_bundle(), s, o, patient="P1"),
+    "another slide": lambda s, o: predict_slide(make_bundle(), write_slide(s, draw_slide(700, seed=1)), o),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "begun"])
+def test_nothing_else_is_taken_for_it(
+    change: str, finished: bool, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.zarr"
+    if finished:
+        predict_slide(make_bundle(), slide, output)
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("hescribe.inference.slides.job.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            predict_slide(make_bundle(), slide, output)
+    with pytest.raises(OutputError, match=change):
+        CHANGES[change](slide, output)
+    if change == "another bundle":
+        predict_slide(make_bundle(seed=1), slide, output, overwrite=True)
+        assert read_prediction(output).uns[keys.PROVENANCE]["bundle"] == "ridge1"
+
+
+def test_a_prediction_at_spots_is_not_written_over(slide: Path, tmp_path: Path) -> None:
+    import anndata as ad
+
+    ad.AnnData(np.zeros((2, 2), "f")).write_zarr(tmp_path / "out.zarr")
+    with pytest.raises(OutputError, match="is no prediction of a slide"):
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+
+
+def test_a_byte_changed_in_the_middle_is_noticed(slide: Path, tmp_path: Path) -> None:
+    predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    data = bytearray(slide.read_bytes())
+    data[len(data) // 2] ^= 1
+    slide.write_bytes(bytes(data))
+    with pytest.raises(OutputError, match="the slide has changed"):
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+
+
+def test_a_second_process_says_so_in_one_line(slide: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    with alone(output), pytest.raises(OutputError, match="is being written by another process"):
+        predict_slide(make_bundle(), slide, output)
+    predict_slide(make_bundle(), slide, output)
+
+
+def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from hescribe.io.rows import RowFile
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left .* run it again"):
+        patch.setattr(RowFile, "write", full)
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    assert read_prediction(predict_slide(make_bundle(), slide, tmp_path / "out.zarr")).n_obs

@@ -1,0 +1,22 @@
+"""What runs in a process that will be killed: a small slide in many steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anndata  # noqa: F401 - imported in the server, so that children need not
+import zarr  # noqa: F401
+
+from hescribe.inference.slides import expression, features, predict_slide
+from tests.inference.slides.made import make_bundle
+
+
+def run(slide: Path, output: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for module in (features, expression):
+        module.CHUNK = 32  # type: ignore[attr-defined]
+    features.BATCH = 8
+    expression._BLOCK_ROWS = (32, 32)
+    predict_slide(make_bundle("fusion"), slide, output, stride_um=60.0)
