@@ -158,7 +158,9 @@ def test_a_damaged_block_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_blocks_never_written_are_white(tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
-    tifffile.imwrite(path, (t for t in [PIXELS[:64, :64], None]), shape=(64, 128, 3), dtype="uint8", tile=(64, 64), photometric="rgb")
+    tifffile.imwrite(
+        path, (t for t in [PIXELS[:64, :64], None]), shape=(64, 128, 3), dtype="uint8", tile=(64, 64), photometric="rgb"
+    )
     cells = open_cells(open_slide(path))
     assert isinstance(cells, TiffCells)
     np.testing.assert_array_equal(cells.decode(0, 0, 0), PIXELS[:64, :64])

@@ -96,4 +96,7 @@ def test_a_slide_without_small_levels_gives_the_same_mask(tmp_path: Path) -> Non
     found = find_tissue(open_slide(tmp_path / "s.png"), mpp=4.0)
     assert found.mask.shape == truth.shape
     assert overlap(found.mask, truth) > 0.95
-    assert found.covers(np.array([[1200.0, 800.0], [10.0, 10.0], [-5.0, 800.0], [1e6, 1e6]])).tolist() == [True] + [False] * 3
+    assert (
+        found.covers(np.array([[1200.0, 800.0], [10.0, 10.0], [-5.0, 800.0], [1e6, 1e6]])).tolist()
+        == [True] + [False] * 3
+    )

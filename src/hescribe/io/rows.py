@@ -91,7 +91,7 @@ class GrowingTable:
                 return
             group = zarr.create_group(path, overwrite=True, zarr_format=3)
             chunks = (min(rows, shape[0]), min(_COLUMNS, shape[1]))
-            facts = {"encoding-type": "array", "encoding-version": "0.2.0"}
+            facts: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
             self._x = group.create_array("X", shape=shape, chunks=chunks, dtype=dtype, attributes=facts)
 
     def write(self, start: int, rows: npt.NDArray[np.floating]) -> None:

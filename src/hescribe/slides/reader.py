@@ -61,7 +61,12 @@ def _check_tiled(facts: dict[str, Any], path: Path) -> None:
 
 
 def resolve_mpp(
-    *, metadata: Mpp | None, pitch: Mpp | None = None, manifest: Mpp | None = None, option: Mpp | None = None, path: Path
+    *,
+    metadata: Mpp | None,
+    pitch: Mpp | None = None,
+    manifest: Mpp | None = None,
+    option: Mpp | None = None,
+    path: Path,
 ) -> Mpp:
     """µm per pixel from, in order of trust, the image's metadata, the spots' pitch, the manifest and ``--mpp``.
 

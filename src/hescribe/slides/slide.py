@@ -110,9 +110,9 @@ class Slide(ABC):
             band = self.read_region(0, top, width, rows, level=level)
             # Made whole by repeating the last pixels, so that those at the edges stand for what they show
             right, below = small_width * factor - width, -rows % factor
-            band = cv2.copyMakeBorder(band, 0, below, 0, right, cv2.BORDER_REPLICATE) if right or below else band
-            size = (small_width, band.shape[0] // factor)
-            bands.append(np.asarray(cv2.resize(band, size, interpolation=cv2.INTER_AREA)))
+            whole = cv2.copyMakeBorder(band, 0, below, 0, right, cv2.BORDER_REPLICATE) if right or below else band
+            size = (small_width, whole.shape[0] // factor)
+            bands.append(np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA), dtype=np.uint8))
         return np.concatenate(bands)
 
     @cached_property

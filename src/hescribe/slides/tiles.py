@@ -105,9 +105,7 @@ class SlideTiles:
     def read(self, indices: npt.NDArray[np.intp], *, tile_um: Microns, size_px: TilePx) -> TileArray:
         """Tiles ``indices``: (n, size_px, size_px, 3) uint8 RGB, white beyond the slide's edge."""
         out = np.empty((len(indices), size_px, size_px, 3), dtype=np.uint8)
-        where = place_tiles(
-            self.slide.downsamples, self.centres[indices], side_px=tile_um / self.mpp, size_px=size_px
-        )
+        where = place_tiles(self.slide.downsamples, self.centres[indices], side_px=tile_um / self.mpp, size_px=size_px)
         for i, (x, y) in enumerate(where.corners.tolist()):
             out[i] = resize(self.slide.read_region(x, y, where.side, where.side, level=where.level), size_px)
         return out

@@ -101,7 +101,8 @@ def _clean(mask: Mask, pixel_um: Microns) -> Mask:
         # Beyond the picture's edge the tissue may go on
         padded = cv2.copyMakeBorder(cleaned, radius, radius, radius, radius, cv2.BORDER_REPLICATE)
         padded = cv2.morphologyEx(padded, operation, disc)
-        cleaned = np.asarray(padded)[radius : radius + mask.shape[0], radius : radius + mask.shape[1]]
+        inner = np.asarray(padded, dtype=np.uint8)
+        cleaned = inner[radius : radius + mask.shape[0], radius : radius + mask.shape[1]]
     count, labels, facts, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(cleaned), connectivity=8)
     large = facts[:, cv2.CC_STAT_AREA] * pixel_um**2 >= SMALLEST_MM2 * 1e6
     large[0] = False  # the background

@@ -30,7 +30,11 @@ MPP = 2.0
 def tiny_encoder(width: int = WIDTH) -> Encoder:
     torch.manual_seed(0)
     backbone = nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, width, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(3, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(16, width, 3, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     module = Normalised(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     return Encoder("tiny", module, width, 32, None, weights_identity("tiny", module), licence="none")

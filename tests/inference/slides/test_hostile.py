@@ -42,7 +42,7 @@ def claims_a_million_pixels(path: Path) -> None:
     (count,) = struct.unpack_from("<H", data, start)
     for i in range(count):
         at = start + 2 + 12 * i
-        tag, kind = struct.unpack_from("<HH", data, at)
+        tag, _ = struct.unpack_from("<HH", data, at)
         if tag in {256, 257}:
             struct.pack_into("<HHII", data, at, tag, 4, 1, 1_000_000)
     path.write_bytes(bytes(data))
@@ -96,7 +96,7 @@ def test_each_is_one_clear_line(name: str, tmp_path: Path) -> None:
 
 def test_without_scale(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "slide.tif", IMAGE, mpp=None)
-    with pytest.raises(InputError, match="µm per pixel is not known .*--mpp"):
+    with pytest.raises(InputError, match=r"µm per pixel is not known .*--mpp"):
         predict_slide(make_bundle(), path, tmp_path / "out.zarr")
     with pytest.raises(InputError, match="cannot be"):
         predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=-1.0)
@@ -118,7 +118,10 @@ def test_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     good = [write_slide(tmp_path / f"{n}.tif", IMAGE) for n in ("a", "c")]
     (tmp_path / "b.tif").write_bytes(b"")
     given = [good[0], tmp_path / "b.tif", good[1]]
-    with caplog.at_level(logging.INFO, "hescribe"), pytest.raises(HescribeError, match=r"1 of 3 slides failed: .*b\.tif"):
+    with (
+        caplog.at_level(logging.INFO, "hescribe"),
+        pytest.raises(HescribeError, match=r"1 of 3 slides failed: .*b\.tif"),
+    ):
         predict_slides(make_bundle(), given, tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").glob("*.zarr")} == {"a.zarr", "c.zarr"}
     lines = [r.getMessage() for r in caplog.records]

@@ -59,7 +59,7 @@ def test_whatever_is_described(name: str, slide: Path, tmp_path: Path) -> None:
 
 
 def check(bundle, slide: Path, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=80.0)
+    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=80.0, precision="fp32")
     found = read_prediction(path)
     assert found.n_obs > 300
     tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
@@ -83,7 +83,7 @@ def test_descriptions_are_those_of_the_encoders_room(slide: Path, tmp_path: Path
     watched = expression.Descriptions.full
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(expression.Descriptions, "full", lambda *a: seen.append(watched(*a)) or seen[-1])
-        path = predict_slide(bundle, slide, tmp_path / "out.zarr")
+        path = predict_slide(bundle, slide, tmp_path / "out.zarr", precision="fp32")
     tiles = SlideTiles(slide, read_prediction(path).obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
     expected = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False).full
     assert len(seen) > 2
@@ -124,8 +124,12 @@ def test_a_patient_who_is_known_is_predicted_otherwise(slide: Path, tmp_path: Pa
 
 def test_two_devices_give_the_same_bits_as_one(slide: Path, tmp_path: Path) -> None:
     bundle = make_bundle("fusion")
-    one = read_prediction(predict_slide(bundle, slide, tmp_path / "one.zarr", stride_um=60.0))
-    two = read_prediction(predict_slide(bundle, slide, tmp_path / "two.zarr", stride_um=60.0, device="cpu,cpu"))
+    one, two = (
+        read_prediction(
+            predict_slide(bundle, slide, tmp_path / f"{d}.zarr", stride_um=60.0, device=d, precision="fp32")
+        )
+        for d in ("cpu", "cpu,cpu")
+    )
     np.testing.assert_array_equal(one.X, two.X)
 
 

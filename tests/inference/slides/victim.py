@@ -19,4 +19,4 @@ def run(slide: Path, output: Path) -> None:
         module.CHUNK = 32  # type: ignore[attr-defined]
     features.BATCH = 8
     expression._BLOCK_ROWS = (32, 32)
-    predict_slide(make_bundle("fusion"), slide, output, stride_um=60.0)
+    predict_slide(make_bundle("fusion"), slide, output, stride_um=60.0, precision="fp32")

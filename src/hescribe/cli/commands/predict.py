@@ -12,7 +12,8 @@ from hescribe.cli.config import write_resolved
 from hescribe.errors import InputError
 
 Slides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SLIDE...]", help="Slides, folders of slides, or patterns such as 'a/*.svs'.")
+    list[str] | None,
+    typer.Argument(metavar="[SLIDE...]", help="Slides, folders of slides, or patterns such as 'a/*.svs'."),
 ]
 Stride = Annotated[
     float | None, typer.Option("--stride-um", help="Slides: µm between tile centres, 8 or more; default: no overlap.")
@@ -30,7 +31,9 @@ Patient = Annotated[
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going/--fail-fast", help="Slides: after one that fails, go on with the others.")
 ]
-Devices = Annotated[str, typer.Option(help="cpu, cuda, or for slides several: cuda:0,cuda:1; auto takes what there is.")]
+Devices = Annotated[
+    str, typer.Option(help="cpu, cuda, or for slides several: cuda:0,cuda:1; auto takes what there is.")
+]
 
 
 def predict(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import sparse
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
@@ -70,7 +71,9 @@ class Descriptions:
         return np.concatenate([table.read(start, stop) for table in (*self.own, *self.around)], axis=1)
 
 
-def describe_slide(work: Work, own: Sequence[RowFile], context: Context, centres: Centres, *, mpp: float) -> Descriptions:
+def describe_slide(
+    work: Work, own: Sequence[RowFile], context: Context, centres: Centres, *, mpp: float
+) -> Descriptions:
     """Everything about the tiles that a method wants, from their features."""
     around = _surround(work, own, context.spreads_um, centres * mpp)
     described = Descriptions(own, around, context, centres)
@@ -147,7 +150,7 @@ def express_slide(
     rows = block_rows(len(bundle.genes))
     table = GrowingTable(work.prediction, (n, len(genes)), dtype=dtype, rows=rows)
     novelty = work.rows("novelty", (n, 1))
-    chosen = None if len(genes) == len(bundle.genes) else bundle.genes.index.get_indexer(list(genes))
+    chosen = None if len(genes) == len(bundle.genes) else bundle.genes.index.get_indexer(pd.Index(genes))
     start = work.done("written")
 
     def store(first: int, expression: npt.NDArray[np.float32], percentile: npt.NDArray[np.float32]) -> None:

@@ -116,9 +116,7 @@ def _join(parts: list[Encoded]) -> Encoded:
     return Encoded(parts[0].start, [np.concatenate(scale) for scale in scales])
 
 
-def settle_precision(
-    choice: PrecisionChoice, sweep: Sweep, encoder: Encoder, *, views: int, device: str
-) -> Precision:
+def settle_precision(choice: PrecisionChoice, sweep: Sweep, encoder: Encoder, *, views: int, device: str) -> Precision:
     """The precision to be used for a slide.
 
     ``auto``: bf16 where it is at least 1.2 times as fast on the slide's first tiles and every tile's features have a

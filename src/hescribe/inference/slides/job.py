@@ -177,9 +177,7 @@ class SlideJob:
     def _sweep(self, cells: Cells, centres: Centres) -> Sweep:
         how, size_px = self.bundle.extraction, self.bundle.encoder.input_px
         placements = [
-            place_tiles(
-                self.slide.downsamples, centres, side_px=how.tile_um * scale / self.mpp, size_px=size_px
-            )
+            place_tiles(self.slide.downsamples, centres, side_px=how.tile_um * scale / self.mpp, size_px=size_px)
             for scale in how.context.scales
         ]
         return Sweep(cells, placements, size_px)

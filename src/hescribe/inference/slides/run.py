@@ -20,7 +20,23 @@ from hescribe.inference.slides.plan import SlideOptions, alone
 logger = logging.getLogger(__name__)
 
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .svslide .bif .vms .vmu .czi .dcm .jpg .jpeg .png".split()
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".svslide",
+        ".bif",
+        ".vms",
+        ".vmu",
+        ".czi",
+        ".dcm",
+        ".jpg",
+        ".jpeg",
+        ".png",
+    ]
 )
 
 
@@ -152,7 +168,8 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
                 raise InputError("a folder without slides", path=path, fix=f"known: {' '.join(sorted(SLIDE_SUFFIXES))}")
         elif not path.exists() and not path.is_symlink() and any(c in str(item) for c in "*?["):
             anchor = Path(path.anchor) if path.is_absolute() else Path()
-            inside = sorted(p for p in anchor.glob(str(path.relative_to(anchor))) if p.is_file())
+            matches = anchor.glob(str(path.relative_to(anchor)))
+            inside = sorted(p for p in matches if p.is_file() and p.name[0] != ".")
             if not inside:
                 raise InputError("no file fits this pattern", path=path)
         else:

@@ -46,9 +46,11 @@ class RegionCells(Cells):
     """Cells of any slide, through the library that opened it."""
 
     def size(self, level: int) -> tuple[int, int]:
+        """As the base says."""
         return self.slide.block_size(level)
 
     def decode(self, level: int, column: int, row: int) -> Rgb:
+        """As the base says."""
         width, height = self.size(level)
         x, y = column * width, row * height
         full_width, full_height = self.slide.level_sizes[level]
@@ -67,9 +69,11 @@ class TiffCells(Cells):
         self._levels = levels
 
     def size(self, level: int) -> tuple[int, int]:
+        """As the base says."""
         return self._levels[level].block
 
     def decode(self, level: int, column: int, row: int) -> Rgb:
+        """As the base says."""
         return self._levels[level].decode(column, row)
 
 

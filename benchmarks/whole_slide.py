@@ -1,0 +1,236 @@
+"""Whole-slide prediction: how much slower than the encoder alone, and how much memory.
+
+    python benchmarks/whole_slide.py speed  --side 40000 [--encoder timm:mobilenetv1_100@FILE]
+    python benchmarks/whole_slide.py memory --sides 20000,80000 --genes 200,18000
+
+``speed`` divides the tiles per second of a whole run (reading, encoding, neighbourhoods, expression, writing) by those
+of the encoder on tensors that lie in memory, at the same precision and batch. ``memory`` runs each case in a process of
+its own and reports its highest resident memory. Slides are made once, in ``--cache``: synthetic tissue rendered by
+``hescribe.datasets.synthetic``, laid out over a tiled, JPEG-compressed pyramid that is written block by block. Encoder
+weights are random where no file is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import psutil
+import tifffile
+import torch
+from scipy import sparse
+
+from hescribe import keys
+from hescribe.datasets.synthetic.make import Cohort, plan_section
+from hescribe.encoders import Encoder, Extraction, load_encoder
+from hescribe.encoders.extract import encode_batch, to_tensor
+from hescribe.inference.bundle import Bundle
+from hescribe.inference.slides import predict_slide
+from hescribe.inference.slides.features import load_module
+from hescribe.inference.slides.plan import BATCH, Work
+from hescribe.inference.trust import Novelty
+from hescribe.methods import METHODS
+from hescribe.methods.base import Origin, Shapes
+from hescribe.methods.layers import Standardise
+from hescribe.types import Context
+
+BLOCK, MPP, QUALITY = 256, 0.5, 80
+TEXTURE_PX = 4096
+
+
+def texture(cache: Path) -> np.ndarray:
+    """A square of synthetic tissue without glass, whose sides fit each other as in a mirror."""
+    path = cache / "texture.npy"
+    if not path.exists():
+        from hescribe.datasets.synthetic.image.render import render_section
+
+        cohort = Cohort(n_patients=1, n_sections=1, side_um=TEXTURE_PX * MPP, mpp=MPP, n_genes=200, seed=0)
+        made = plan_section(cohort, 0, 0)
+        image = render_section(made.tissue, made.cells, made.patient, section=0, mpp=MPP)
+        middle = image[image.shape[0] // 4 : -image.shape[0] // 4, image.shape[1] // 4 : -image.shape[1] // 4]
+        np.save(path, middle)
+    half = np.load(path)
+    half = half[: len(half) // BLOCK * BLOCK, : half.shape[1] // BLOCK * BLOCK]
+    row = np.concatenate([half, half[:, ::-1]], axis=1)
+    return np.concatenate([row, row[::-1]])
+
+
+def make_slide(cache: Path, side: int) -> Path:
+    """A pyramid of 1, 4, 16, 64; block by block, so that it never lies in memory."""
+    path = cache / f"slide-{side}.tif"
+    if path.exists():
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    full = texture(cache)
+    temporary = path.with_suffix(".partial")
+    with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
+        for factor in (1, 4, 16, 64):
+            if side // factor < 2 * BLOCK and factor > 1:
+                break
+            small = cv2.resize(full, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+            per_cm = 1e4 / (MPP * factor)
+            length = -(-side // factor)
+            tiff.write(
+                blocks(small, length), shape=(length, length, 3), dtype="uint8", tile=(BLOCK, BLOCK),
+                photometric="rgb", compression="jpeg", compressionargs={"level": QUALITY}, maxworkers=1,
+                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", subfiletype=int(factor > 1), metadata=None,
+            )  # fmt: skip
+    temporary.rename(path)
+    return path
+
+
+def blocks(image: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    """Blocks of a level: an ellipse of repeated texture on glass, an eighth of the width of glass around it."""
+    count = -(-length // BLOCK)
+    across = np.arange(count * BLOCK)
+    for row in range(count):
+        y = across[row * BLOCK : (row + 1) * BLOCK]
+        for column in range(count):
+            x = across[column * BLOCK : (column + 1) * BLOCK]
+            block = image[np.ix_(y % len(image), x % image.shape[1])]
+            u, v = np.meshgrid(x / length - 0.5, y / length - 0.5)
+            outside = (u / 0.42) ** 2 + (v / 0.40) ** 2 > 1
+            if outside.any():
+                block[outside] = 244
+            yield block
+
+
+def make_bundle(encoder: Encoder, genes: int, method: str) -> Bundle:
+    """A bundle of the right shapes, learned from noise: the time and memory it takes do not depend on what it says."""
+    rng = np.random.default_rng(0)
+    row = METHODS[method]
+    config = row.config()
+    context: Context = getattr(config, "context", Context())
+    width, spots = context.width(encoder.width), 400
+    features = rng.normal(size=(spots, width)).astype("f")
+    expression = sparse.random(spots, genes, density=0.2, random_state=0, dtype=np.float32, format="csr")
+    origin = Origin(np.arange(spots) // 100, np.arange(spots) // 200)
+    model = row.build(Standardise(width), Shapes(width, min(genes, 1000), genes), config)
+    model.solve(features, expression, origin)  # type: ignore[operator]
+    names = pd.Index([f"G{i}" for i in range(genes)])
+    table = pd.DataFrame({keys.IN_PANEL: False, keys.EXPECTED_PCC: 0.1, keys.INTERVAL: 1.0}, index=names)
+    novelty = Novelty.fit(rng.normal(size=(spots, encoder.width)).astype("f"), origin.section)
+    return Bundle(
+        method, config, encoder, Extraction(context=context), model.eval(), None, table, novelty, None,  # type: ignore[arg-type]
+        pd.DataFrame(), {"sections": {}, "version": "0"}, hash=f"{method}-{genes}",
+    )  # fmt: skip
+
+
+def random_encoder(name: str) -> Encoder:
+    return load_encoder(name) if "@" in name else load_encoder(name, pretrained=False)
+
+
+class Peak:
+    """Highest resident memory of this process, by looking often."""
+
+    def __enter__(self) -> Peak:
+        self.bytes, self._end = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._end.wait(0.02):
+            self.bytes = max(self.bytes, process.memory_info().rss)
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str) -> float:
+    """Tiles per second of the encoder on batches in memory, the best of three."""
+    module = load_module(encoder, device)
+    images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
+    best = 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        for batch in images:
+            encode_batch(module, batch, precision=precision).cpu()  # type: ignore[arg-type]
+        best = max(best, len(tiles) / (time.perf_counter() - start))
+    return best
+
+
+def run(args: argparse.Namespace, side: int, genes: int) -> dict[str, object]:
+    """One whole slide in this process."""
+    encoder = random_encoder(args.encoder)
+    bundle = make_bundle(encoder, genes, args.method)
+    slide, output = make_slide(args.cache, side), args.cache / f"out-{side}-{genes}.zarr"
+    for old in (output, Work.beside(output).folder):
+        shutil.rmtree(old, ignore_errors=True)
+    start = time.perf_counter()
+    with Peak() as peak:
+        predict_slide(bundle, slide, output, device=args.device, precision=args.precision)
+    seconds = time.perf_counter() - start
+    import zarr
+
+    from hescribe.io.rows import read_uns
+
+    tiles = zarr.open_array(output / "X", mode="r").shape[0]
+    precision = str(read_uns(output, keys.PROVENANCE)["precision"])
+    shutil.rmtree(output)
+    return {
+        "side": side, "genes": genes, "tiles": tiles, "scales": len(bundle.extraction.context.scales),
+        "precision": precision, "seconds": round(seconds, 1), "tiles_per_s": round(tiles / seconds, 2),
+        "peak_gb": round(peak.bytes / 1e9, 3),
+    }  # fmt: skip
+
+
+def speed(args: argparse.Namespace) -> None:
+    found = run(args, args.side, args.genes_speed)
+    encoder = random_encoder(args.encoder)
+    pixels = texture(args.cache)
+    side = encoder.input_px
+    corners = [(y, x) for y in range(0, len(pixels) - side, side) for x in range(0, pixels.shape[1] - side, side)]
+    tiles = np.stack([pixels[y : y + side, x : x + side] for y, x in corners[: 4 * BATCH]])
+    alone = encoder_alone(encoder, tiles, str(found["precision"]), args.device)
+    # An encoder that looks at each tile at several scales has as many images to encode
+    share = float(found["tiles_per_s"]) * int(found["scales"]) / alone  # type: ignore[arg-type]
+    print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))
+
+
+def memory(args: argparse.Namespace) -> None:
+    for side in (int(s) for s in args.sides.split(",")):
+        make_slide(args.cache, side)
+        for genes in (int(g) for g in args.genes.split(",")):
+            command = [sys.executable, __file__, "one", "--side", str(side), "--genes-speed", str(genes)]
+            for name in ("encoder", "method", "device", "precision", "cache"):
+                command += [f"--{name}", str(getattr(args, name))]
+            print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "memory", "one"])
+    parser.add_argument("--side", type=int, default=40_000)
+    parser.add_argument("--sides", default="20000,80000")
+    parser.add_argument("--genes", default="200,18000", help="of memory")
+    parser.add_argument("--genes-speed", type=int, default=1000, help="of speed")
+    parser.add_argument("--encoder", default="timm:mobilenetv1_100")
+    parser.add_argument("--method", default="ridge")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; none: its own choice")
+    parser.add_argument("--cache", type=Path, default=Path("build/whole-slide"))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.what == "one":
+        print(json.dumps(run(args, args.side, args.genes_speed)))
+    else:
+        {"speed": speed, "memory": memory}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
