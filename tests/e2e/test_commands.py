@@ -214,6 +214,25 @@ def test_predict_evaluate_report(cli: Cli, ridge: Fitted, sections, manifest: Pa
     assert list((tmp_path / "r" / "figures").glob("*.svg"))
 
 
+def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    slide = sections[2].image
+    code, out, err = cli("predict", ridge[1], slide, "-o", tmp_path / "p", "--device", "cpu")
+    assert code == 0, err
+    written = read_prediction(tmp_path / "p" / f"{slide.stem}.zarr")
+    assert out.strip() == str(tmp_path / "p" / f"{slide.stem}.zarr")
+    assert f"{written.n_obs:,} tiles × {written.n_vars:,} genes" in err
+    code, out, err = cli("report", tmp_path / "p", "-o", tmp_path / "r")
+    assert code == 0, err
+    (tmp_path / "bad.tif").write_bytes(b"")
+    both = [tmp_path / "bad.tif", slide]
+    assert "1 of 2 slides failed" in cli.refuses("predict", ridge[1], *both, "-o", tmp_path / "p", "--device", "cpu")
+    given = ["-o", tmp_path / "p", "--device", "cpu"]
+    assert "another --stride-um" in cli.refuses("predict", ridge[1], slide, *given, "--stride-um", "90")
+    assert "either slides or --sections" in cli.refuses("predict", ridge[1], *given)
+    assert "either slides or --sections" in cli.refuses("predict", ridge[1], slide, "--sections", manifest, *given)
+    assert "none of auto, fp32, bf16" in cli.refuses("predict", ridge[1], slide, *given, "--precision", "int8")
+
+
 def test_only_genes_that_can_be_trusted(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     unseen = sections[2].section_id
     given = ["predict", ridge[1], "--sections", manifest, "--only", unseen]

@@ -64,13 +64,17 @@ def describe_tiles(
 
 def _beside(tiles: TileSource, encoder: Encoder, how: Extraction, *, device: str, use_cache: bool) -> Features:
     """(n, (grid² − 1) × d) features of the tiles around each tile, in the order of `lattice`, its middle left out."""
-    side = how.context.grid
-    # Places in whole pixels: on a grid of tiles, one's neighbour is another's, and each is encoded once
-    around = np.rint(lattice(tiles.centres, how.tile_um / tiles.mpp, side))
-    around = np.delete(around, side**2 // 2, axis=1)
-    places, which = np.unique(around.reshape(-1, 2), axis=0, return_inverse=True)
+    places, which = places_beside(tiles.centres, how.tile_um / tiles.mpp, how.context.grid)
     features = extract_features(tiles.at(places), encoder, how, device=device, use_cache=use_cache)
-    return features[which.ravel()].reshape(len(around), -1)
+    return features[which].reshape(len(tiles), -1)
+
+
+def places_beside(centres: Centres, pitch: float, side: int) -> tuple[Centres, npt.NDArray[np.intp]]:
+    """Where the tiles around each of n centres lie: (m, 2) places, each once, and (n, side² − 1) which are whose."""
+    # Places in whole pixels: on a grid of tiles, one's neighbour is another's, and each is encoded once
+    around = np.delete(np.rint(lattice(centres, pitch, side)), side**2 // 2, axis=1)
+    places, which = np.unique(around.reshape(-1, 2), axis=0, return_inverse=True)
+    return places, which.reshape(len(centres), -1)
 
 
 def lattice(centres: Centres, pitch: float, side: int) -> Centres:
@@ -78,6 +82,12 @@ def lattice(centres: Centres, pitch: float, side: int) -> Centres:
     steps = (np.arange(side) - side // 2) * pitch
     y, x = np.meshgrid(steps, steps, indexing="ij")
     return np.asarray(centres)[:, None] + np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def raster_cells(centres: Centres, side: int) -> npt.NDArray[np.intp]:
+    """(n,) cell of a raster between the outermost of (n, 2) centres."""
+    column, row = np.minimum((relative_position(centres) * side).astype(np.intp), side - 1).T
+    return row * side + column
 
 
 def rasterise(features: Features, centres: Centres, side: int) -> tuple[Features, Features]:
@@ -89,8 +99,7 @@ def rasterise(features: Features, centres: Centres, side: int) -> tuple[Features
         (side², d), zero for a cell without tiles, and (side²,) 1 for a cell with tiles, else 0; cells from left to
         right, then top to bottom.
     """
-    column, row = np.minimum((relative_position(centres) * side).astype(np.intp), side - 1).T
-    cell = row * side + column
+    cell = raster_cells(centres, side)
     number = np.bincount(cell, minlength=side**2)
     total = np.zeros((side**2, features.shape[1]))
     np.add.at(total, cell, features)

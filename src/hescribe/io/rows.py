@@ -15,6 +15,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pandas as pd
 
+_GAP = 16  #: rows that are rather read in vain than sought
 _COLUMNS = 4096  #: of a Zarr chunk, at most
 
 
@@ -60,6 +61,13 @@ class RowFile:
             out = np.empty((stop - start, self.shape[1]), dtype=np.float32)
             file.readinto(out.data)
         return out
+
+    def take(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Rows by index; those that lie close together are read at one go."""
+        wanted, place = np.unique(rows, return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > _GAP) + 1)
+        found = [self.read(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
+        return np.concatenate(found)[place.ravel()] if found else np.empty((0, self.shape[1]), dtype=np.float32)
 
     @property
     def _width(self) -> int:

@@ -71,7 +71,7 @@ def make_bundle(method: str = "ridge", *, seed: int = 0, context: Context | None
     return Bundle(
         method, config, tiny_encoder(), Extraction(112.0, views=views, context=context), model.eval(), reference, genes,  # type: ignore[arg-type]
         Novelty.fit(rng.normal(size=(SPOTS, WIDTH)).astype("f"), origin.section),
-        Trust(ones, ones, np.array([30.0, 60.0]), np.array([1.0, 1.2, 1.5])),
+        Trust(np.linspace(0, 0.4, GENES), ones, np.array([30.0, 60.0]), np.array([1.0, 1.2, 1.5])),
         pd.DataFrame(), {"sections": {"A": "P1"}, "version": "0"}, hash=f"{method}{seed}",
     )  # fmt: skip
 

@@ -43,6 +43,8 @@ CONTEXTS = {
     "everything": Context((1.0, 2.0), (150.0, 300.0), centred=True, position=True),
     "centred": Context(centred=True),
     "around": Context((1.0,), (200.0,)),
+    "beside": Context((1.0, 2.0), (150.0,), centred=True, grid=3, raster=4),
+    "beside, as it is": Context(grid=5, raster=3, position=True),
 }
 
 
@@ -55,13 +57,15 @@ def test_as_at_spots(method: str, slide: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_small_steps")
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_whatever_is_described(name: str, slide: Path, tmp_path: Path) -> None:
-    check(make_bundle("ridge", context=CONTEXTS[name], views=4), slide, tmp_path)
+    # Where the stride is the tile's side, a neighbour is another tile of the grid
+    stride_um = 112.0 if "beside" in name else 80.0
+    check(make_bundle("ridge", context=CONTEXTS[name], views=4), slide, tmp_path, stride_um=stride_um)
 
 
-def check(bundle, slide: Path, folder: Path) -> None:  # type: ignore[no-untyped-def]
-    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=80.0, precision="fp32")
+def check(bundle, slide: Path, folder: Path, *, stride_um: float = 80.0) -> None:  # type: ignore[no-untyped-def]
+    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=stride_um, precision="fp32")
     found = read_prediction(path)
-    assert found.n_obs > 300
+    assert found.n_obs > 150
     tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
     described = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False)
     expected = bundle.predictor(use_cache=False).head(described.full)
@@ -75,10 +79,11 @@ def check(bundle, slide: Path, folder: Path) -> None:  # type: ignore[no-untyped
 
 
 @pytest.mark.usefixtures("_small_steps")
-def test_descriptions_are_those_of_the_encoders_room(slide: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["everything", "beside", "beside, as it is"])
+def test_descriptions_are_those_of_the_encoders_room(name: str, slide: Path, tmp_path: Path) -> None:
     """With the same batches the description is equal to 1e-6, chunk by chunk."""
     seen = []
-    bundle = make_bundle("ridge", context=CONTEXTS["everything"])
+    bundle = make_bundle("ridge", context=CONTEXTS[name])
     bundle = replace(bundle, extraction=replace(bundle.extraction, batch_size=16))
     watched = expression.Descriptions.full
     with pytest.MonkeyPatch.context() as patch:
@@ -120,6 +125,22 @@ def test_a_patient_who_is_known_is_predicted_otherwise(slide: Path, tmp_path: Pa
         read_prediction(predict_slide(bundle, slide, tmp_path / f"{p}.zarr", patient=p)).X for p in ("P9", "P1")
     )
     assert np.abs(new - known).max() > 1e-3
+
+
+def test_cell_types_come_along(slide: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    bundle = make_bundle("bleep")
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), len(bundle.reference.embedding))
+    types = pd.DataFrame(shares, columns=["tumour", "stroma", "immune"])
+    bundle = replace(bundle, reference=replace(bundle.reference, cell_types=types))
+    found = read_prediction(predict_slide(bundle, slide, tmp_path / "out.zarr"))
+    tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
+    described = describe_tiles(tiles, bundle.encoder, Extraction(112.0, batch_size=64), use_cache=False)
+    head = bundle.predictor(use_cache=False).head
+    expected = bundle.reference.blend_cell_types(head.weights(described.full))
+    assert list(found.obsm[keys.CELL_TYPES].columns) == list(types.columns)
+    np.testing.assert_allclose(found.obsm[keys.CELL_TYPES], expected, atol=1e-5)
 
 
 def test_two_devices_give_the_same_bits_as_one(slide: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from hescribe.encoders.context import centre_by, gaussian_weights, position_between
+from hescribe.encoders.context import centre_by, gaussian_weights, position_between, raster_cells
 from hescribe.inference.bundle import Bundle
+from hescribe.inference.predict import read_off
 from hescribe.inference.predictors import Head
 from hescribe.inference.slides.plan import CHUNK, Work
 from hescribe.io.rows import GrowingTable, RowFile
@@ -30,6 +31,32 @@ Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Features of the tiles around each tile.
+
+    Attributes
+    ----------
+    table
+        Of those places where no tile of the slide's own lies.
+    which
+        (n, grid² − 1) rows: of the slide's tiles, and behind them of the table.
+    """
+
+    table: RowFile | None
+    which: npt.NDArray[np.intp]
+
+    def read(self, own: RowFile, start: int, stop: int) -> Features:
+        """(stop − start, (grid² − 1) × d)."""
+        rows = self.which[start:stop].ravel()
+        further = rows >= own.shape[0]
+        out = np.empty((len(rows), own.shape[1]), dtype=np.float32)
+        out[~further] = own.take(rows[~further])
+        if self.table is not None:
+            out[further] = self.table.take(rows[further] - own.shape[0])
+        return out.reshape(stop - start, -1)
+
+
+@dataclass(frozen=True)
 class Descriptions:
     """Descriptions of the tiles of a slide, made from tables on the disk; as ``encoders.describe_tiles`` makes them.
 
@@ -37,20 +64,26 @@ class Descriptions:
     ----------
     own, around
         Features at each scale; means over the neighbourhood, one table per spread.
+    beside
+        Features of the tiles beside a tile.
     context
         What is described.
     centres
         (n, 2) full-resolution pixels.
     mean, spread
         Of every feature over the slide, where it is centred.
+    raster
+        What all tiles have in common: the slide's raster.
     """
 
     own: Sequence[RowFile]
     around: Sequence[RowFile]
+    beside: Beside | None
     context: Context
     centres: Centres
     mean: Vector | None = None
     spread: Vector | None = None
+    raster: Features | None = None
 
     def plain(self, start: int, stop: int) -> Features:
         """Features of the tiles themselves."""
@@ -58,29 +91,51 @@ class Descriptions:
 
     def full(self, start: int, stop: int) -> Features:
         """With their surroundings, as the method wants them."""
-        parts = self.uncentred(start, stop)
-        if self.mean is not None and self.spread is not None:
-            parts = centre_by(parts, self.mean, self.spread)
-        if not self.context.position:
-            return parts
-        low, high = self.centres.min(axis=0), self.centres.max(axis=0)
-        return np.hstack([parts, position_between(self.centres[start:stop], low, high)])
+        parts = [self.centred(start, stop)]
+        if self.raster is not None:
+            parts.append(np.broadcast_to(self.raster, (stop - start, len(self.raster))))
+        if self.context.position:
+            low, high = self.centres.min(axis=0), self.centres.max(axis=0)
+            parts.append(position_between(self.centres[start:stop], low, high))
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def centred(self, start: int, stop: int) -> Features:
+        """Features, means and features beside, centred where they are to be."""
+        features = self.uncentred(start, stop)
+        if self.mean is None or self.spread is None:
+            return features
+        return centre_by(features, self.mean, self.spread)
 
     def uncentred(self, start: int, stop: int) -> Features:
-        """Own features and means, side by side."""
-        return np.concatenate([table.read(start, stop) for table in (*self.own, *self.around)], axis=1)
+        """The same as they are."""
+        parts = [table.read(start, stop) for table in (*self.own, *self.around)]
+        if self.beside is not None:
+            parts.append(self.beside.read(self.own[0], start, stop))
+        return np.concatenate(parts, axis=1)
 
 
 def describe_slide(
-    work: Work, own: Sequence[RowFile], context: Context, centres: Centres, *, mpp: float
+    work: Work, own: Sequence[RowFile], beside: Beside | None, context: Context, *, centres: Centres, mpp: float
 ) -> Descriptions:
     """Everything about the tiles that a method wants, from their features."""
     around = _surround(work, own, context.spreads_um, centres * mpp)
-    described = Descriptions(own, around, context, centres)
-    if not context.centred:
-        return described
-    mean, spread = moments(described.uncentred(*span) for span in _spans(0, len(centres), CHUNK))
-    return Descriptions(own, around, context, centres, mean, spread)
+    described = Descriptions(own, around, beside, context, centres)
+    if context.centred:
+        mean, spread = moments(described.uncentred(*span) for span in _spans(0, len(centres), CHUNK))
+        described = replace(described, mean=mean, spread=spread)
+    return replace(described, raster=_rasterise(described)) if context.raster else described
+
+
+def _rasterise(described: Descriptions) -> Features:
+    """Mean features of the tiles in each cell of the slide's raster, and which cells hold tiles."""
+    side, width = described.context.raster, described.own[0].shape[1]
+    cells = raster_cells(described.centres, side)
+    number = np.bincount(cells, minlength=side**2)
+    total = np.zeros((side**2, width))
+    for start, stop in _spans(0, len(cells), CHUNK):
+        np.add.at(total, cells[start:stop], described.centred(start, stop)[:, :width])
+    means = (total / np.maximum(number, 1)[:, None]).astype(np.float32)
+    return np.concatenate([means.ravel(), (number > 0).astype(np.float32)])
 
 
 def moments(blocks: Iterator[Features]) -> tuple[Vector, Vector]:
@@ -147,16 +202,20 @@ def express_slide(
 ) -> GrowingTable:
     """Expression and novelty of every tile to the disk; goes on behind the last complete block."""
     n = len(described.centres)
-    rows = block_rows(len(bundle.genes))
+    rows = block_rows(max(len(bundle.genes), bundle.extraction.context.width(bundle.encoder.width)))
     table = GrowingTable(work.prediction, (n, len(genes)), dtype=dtype, rows=rows)
     novelty = work.rows("novelty", (n, 1))
     chosen = None if len(genes) == len(bundle.genes) else bundle.genes.index.get_indexer(pd.Index(genes))
     start = work.done("written")
 
-    def store(first: int, expression: npt.NDArray[np.float32], percentile: npt.NDArray[np.float32]) -> None:
+    def store(first: int, expression: Features, percentile: Features, types: Features | None) -> None:
         table.write(first, expression)
         novelty.write(first, percentile[:, None])
         novelty.sync()
+        if types is not None:
+            proportions = work.rows("cell_types", (n, types.shape[1]))
+            proportions.write(first, types)
+            proportions.sync()
         work.mark("written", first + len(expression))
 
     bar = tqdm(total=n, initial=start, desc="expression", unit="tile", disable=None, leave=False)
@@ -164,20 +223,22 @@ def express_slide(
         written: Future[None] | None = None
         for first, stop in _spans(start, n, rows):
             percentile = bundle.novelty.percentile(described.plain(first, stop))
-            expression = head(described.full(first, stop))
+            expression, types = read_off(head, described.full(first, stop))
+            expression = expression if chosen is None else expression[:, chosen]
             if written is not None:
                 written.result()
-            written = writer.submit(store, first, expression if chosen is None else expression[:, chosen], percentile)
+            proportions = None if types is None else types.to_numpy(dtype=np.float32)
+            written = writer.submit(store, first, expression, percentile, proportions)
             bar.update(stop - first)
         if written is not None:
             written.result()
     return table
 
 
-def block_rows(genes: int) -> int:
-    """Tiles predicted at once: a power of two, fewer the more genes there are."""
+def block_rows(numbers: int) -> int:
+    """Tiles predicted at once: a power of two, fewer the more numbers, genes or features, each has."""
     fewest, most = _BLOCK_ROWS
-    return int(np.clip(2 ** int(np.log2(max(1.0, _BLOCK_BYTES / (4 * max(genes, 1))))), fewest, most))
+    return int(np.clip(2 ** int(np.log2(max(1.0, _BLOCK_BYTES / (4 * max(numbers, 1))))), fewest, most))
 
 
 def _spans(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

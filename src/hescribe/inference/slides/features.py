@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,16 +36,23 @@ class Encoded(NamedTuple):
 
 
 def encode_slide(
-    work: Work, sweep: Sweep, encoder: Encoder, *, views: int, precision: Precision, devices: Sequence[str]
+    work: Work,
+    sweep: Sweep,
+    encoder: Encoder,
+    stage: Literal["encoded", "beside"] = "encoded",
+    *,
+    views: int,
+    precision: Precision,
+    devices: Sequence[str],
 ) -> list[RowFile]:
-    """Features of every tile, one table per scale; goes on behind the last complete chunk.
+    """Features of every tile of a sweep, one table per scale; goes on behind the last complete chunk.
 
     Reading, encoding and writing overlap. Batches are dealt to the devices in turn and written in order, so their
     number changes no number.
     """
     n = len(sweep.placements[0].corners)
-    tables = [work.rows(f"features-{i}", (n, encoder.width)) for i in range(len(sweep.placements))]
-    start = work.done("encoded")
+    tables = [work.rows(f"{stage}-{i}", (n, encoder.width)) for i in range(len(sweep.placements))]
+    start = work.done(stage)
     if start >= n:
         return tables
 
@@ -53,7 +60,7 @@ def encode_slide(
         for table, features in zip(tables, chunk.features, strict=True):
             table.write(chunk.start, features)
             table.sync()
-        work.mark("encoded", chunk.start + len(chunk.features[0]))
+        work.mark(stage, chunk.start + len(chunk.features[0]))
 
     bar = tqdm(total=n, initial=start, desc="tiles", unit="tile", disable=None, leave=False)
     with bar, ThreadPoolExecutor(1) as writer:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
 from hescribe import keys
+from hescribe.encoders.context import places_beside
 from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import describe_origin, is_known_patient, trusted_genes
-from hescribe.inference.slides.expression import describe_slide, express_slide
+from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
 from hescribe.inference.slides.features import encode_slide, settle_precision
 from hescribe.inference.slides.plan import (
     BATCH,
@@ -74,7 +78,8 @@ class SlideJob:
         cls, bundle: Bundle, path: Path, output: Path, options: SlideOptions, *, devices: tuple[str, ...]
     ) -> SlideJob:
         """Open the slide and find out what its prediction depends on."""
-        genes = trusted_genes(bundle, options.min_pcc)
+        known = bool(options.patient) and is_known_patient(bundle, options.patient)
+        genes = trusted_genes(bundle, options.min_pcc, known_patient=known)
         slide = open_slide(path)
         mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, path=path)
         there = (read_finished(output) if output.exists() else None) or Work.beside(output).plan or {}
@@ -158,10 +163,7 @@ class SlideJob:
         centres = lay_grid(tissue, mpp=self.mpp, stride_um=self.facts["stride_um"], **size)
         if not len(centres):
             raise InputError("no tissue found that a tile would fit on", path=self.path, fix="try a finer --stride-um")
-        level = self._sweep(cells, centres).placements[0].level
-        width, height = cells.size(level)
-        scale = self.slide.downsamples[level]
-        centres = reading_order(centres, (width * scale, height * scale))
+        centres = self._in_reading_order(cells, centres)
         precision = settle_precision(
             self.options.precision,
             self._sweep(cells, centres),
@@ -174,34 +176,60 @@ class SlideJob:
         work.begin(plan, centres)
         return plan
 
-    def _sweep(self, cells: Cells, centres: Centres) -> Sweep:
+    def _sweep(self, cells: Cells, centres: Centres, scales: Sequence[float] | None = None) -> Sweep:
         how, size_px = self.bundle.extraction, self.bundle.encoder.input_px
         placements = [
             place_tiles(self.slide.downsamples, centres, side_px=how.tile_um * scale / self.mpp, size_px=size_px)
-            for scale in how.context.scales
+            for scale in scales or how.context.scales
         ]
         return Sweep(cells, placements, size_px)
 
     def _predict(self, work: Work, cells: Cells, plan: dict[str, Any]) -> int:
         centres, bundle = work.centres, self.bundle
-        features = encode_slide(
+        how = bundle.extraction
+        encode = partial(
+            encode_slide,
             work,
-            self._sweep(cells, centres),
-            bundle.encoder,
-            views=bundle.extraction.views,
+            encoder=bundle.encoder,
+            views=how.views,
             precision=plan["precision"],
             devices=self.devices,
         )
-        described = describe_slide(work, features, bundle.extraction.context, centres, mpp=self.mpp)
+        features = encode(sweep=self._sweep(cells, centres))
+        beside = None
+        if how.context.grid:
+            further, which = self._places_beside(cells, centres)
+            table = encode(sweep=self._sweep(cells, further, (1.0,)), stage="beside")[0] if len(further) else None
+            beside = Beside(table, which)
+        described = describe_slide(work, features, beside, how.context, centres=centres, mpp=self.mpp)
         head = bundle.predictor(device=self.devices[0], use_cache=False, known_patient=self.known_patient).head
-        table = express_slide(work, described, head, bundle, genes=self.genes, dtype=self.options.dtype)
-        self._finish(work, table, centres, plan)
+        table_x = express_slide(work, described, head, bundle, genes=self.genes, dtype=self.options.dtype)
+        self._finish(work, table_x, centres, plan)
         return len(centres)
+
+    def _places_beside(self, cells: Cells, centres: Centres) -> tuple[Centres, npt.NDArray[np.intp]]:
+        """Where tiles beside the slide's own lie that are none of them, and (n, grid² − 1) rows of own and further."""
+        how = self.bundle.extraction
+        places, which = places_beside(centres, how.tile_um / self.mpp, how.context.grid)
+        row = {(x, y): i for i, (x, y) in enumerate(centres.tolist())}
+        own = np.array([row.get((x, y), -1) for x, y in places.tolist()], dtype=np.intp)
+        further = self._in_reading_order(cells, places[own < 0])
+        row = {(x, y): i for i, (x, y) in enumerate(further.tolist(), start=len(centres))}
+        rows = np.array(
+            [i if i >= 0 else row[x, y] for i, (x, y) in zip(own, places.tolist(), strict=True)], dtype=np.intp
+        )
+        return further, rows[which]
+
+    def _in_reading_order(self, cells: Cells, centres: Centres) -> Centres:
+        level = self._sweep(cells, centres).placements[0].level
+        width, height = cells.size(level)
+        scale = self.slide.downsamples[level]
+        return reading_order(centres, (width * scale, height * scale))
 
     def _finish(self, work: Work, table: GrowingTable, centres: Centres, plan: dict[str, Any]) -> None:
         n = len(centres)
         novelty = work.rows("novelty", (n, 1)).read(0, n)[:, 0]
-        trust = self.bundle.trust
+        trust = self.bundle.trust_for(known_patient=self.known_patient)
         scale = trust.interval_scale(novelty) if trust else np.full(n, np.nan, dtype=np.float32)
         obs = pd.DataFrame(
             {keys.NOVELTY: novelty, keys.INTERVAL_SCALE: scale}, index=pd.Index([f"tile_{i}" for i in range(n)])
@@ -216,5 +244,11 @@ class SlideJob:
         )
         origin |= {k: plan[k] for k in ("stride_um", "precision", "batch", "device")}
         origin |= {"slide_hash": self.stamp.content, "plan": json.dumps(plan)}
-        var = self.bundle.genes.loc[self.genes].copy()
-        table.finish(obs=obs, var=var, obsm={keys.SPATIAL: centres}, uns={keys.PROVENANCE: origin})
+        var = self.bundle.var(known_patient=self.known_patient).loc[self.genes]
+        obsm: dict[str, Any] = {keys.SPATIAL: centres}
+        reference = self.bundle.reference
+        if reference is not None and reference.cell_types is not None:
+            names = reference.cell_types.columns
+            types = work.rows("cell_types", (n, len(names))).read(0, n).astype(np.float64)
+            obsm[keys.CELL_TYPES] = pd.DataFrame(types, index=obs.index, columns=names)
+        table.finish(obs=obs, var=var, obsm=obsm, uns={keys.PROVENANCE: origin})

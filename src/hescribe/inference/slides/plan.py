@@ -6,9 +6,11 @@ Beside an output ``NAME.zarr`` stands, until it is complete, a folder ``.NAME.za
 ``plan.json``           everything the numbers depend on; written last, so that without it nothing counts
 ``centres.npy``         tile centres
 ``progress.json``       tiles done in each stage; replaced after the tiles themselves are on the disk
-``features-<i>.npy``    features at scale i
+``encoded-<i>.npy``     features at scale i
+``beside-0.npy``        features of tiles beside the outermost ones, where the method looks at them
 ``around-<i>.npy``      means over the neighbourhood, spread i
 ``novelty.npy``         one number a tile
+``cell_types.npy``      proportions, where the reference knows them
 ``prediction.zarr``     the output as far as it has come
 ======================  ================================================================
 """
@@ -38,7 +40,7 @@ FORMAT = 1  #: raised when the way a slide is predicted changes any number
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 
-Stage = Literal["encoded", "surrounded", "written"]
+Stage = Literal["encoded", "beside", "surrounded", "written"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
 
 
