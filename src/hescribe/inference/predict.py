@@ -19,7 +19,7 @@ from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
 from hescribe.sections import Section
-from hescribe.types import Expression, Features
+from hescribe.types import Expression, Features, Mpp
 from hescribe.version import __version__
 
 
@@ -46,18 +46,24 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()
-    expression, cell_types = _read_off(predictor.head, described.full, tiles)
+    expression, cell_types = read_off(predictor.head, described.full, tiles)
     prediction = ad.AnnData(X=expression, obs=obs, var=bundle.var(known_patient=known))
     prediction.obsm[keys.SPATIAL] = np.asarray(tiles.centres)
     if cell_types is not None:
         prediction.obsm[keys.CELL_TYPES] = cell_types.set_axis(prediction.obs_names, axis=0)
-    prediction.uns[keys.PROVENANCE] = _provenance(bundle, section)
+    prediction.uns[keys.PROVENANCE] = describe_origin(
+        bundle,
+        slide=section.section_id,
+        patient=section.patient_id,
+        image=section.image,
+        mpp=section.mpp,
+    )
     if keys.SPATIAL in section.adata.uns:
         prediction.uns[keys.SPATIAL] = section.adata.uns[keys.SPATIAL]
     return prediction
 
 
-def _read_off(head: Head, features: Features, tiles: TileSource) -> tuple[Expression, pd.DataFrame | None]:
+def read_off(head: Head, features: Features, tiles: TileSource) -> tuple[Expression, pd.DataFrame | None]:
     """Expression and, where they are known, cell types, by the same weights."""
     if not isinstance(head, RetrievalHead):
         return head(features, tiles), None
@@ -65,7 +71,8 @@ def _read_off(head: Head, features: Features, tiles: TileSource) -> tuple[Expres
     return head.reference.blend_expression(weights), head.reference.blend_cell_types(weights)
 
 
-def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:
+def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | None, mpp: Mpp) -> dict[str, Any]:
+    """Provenance of a prediction, for ``uns``."""
     return {
         "schema": keys.SCHEMA_VERSION,
         "version": __version__,
@@ -73,13 +80,13 @@ def _provenance(bundle: Bundle, section: Section) -> dict[str, Any]:
         "method": bundle.method,
         "encoder": bundle.encoder.name,
         "encoder_identity": bundle.encoder.identity,
-        "slide": section.section_id,
-        "patient": section.patient_id,
-        "image": section.image.name if section.image else "",
-        "mpp": float(section.mpp),
+        "slide": slide,
+        "patient": patient,
+        "image": image.name if image else "",
+        "mpp": float(mpp),
         "tile_um": float(bundle.extraction.tile_um),
-        "seen_in_training": section.section_id in bundle.training_sections,
-        "patient_seen_in_training": patient_key(section) in {patient_key(p) for p in bundle.training_sections.values()},
+        "seen_in_training": slide in bundle.training_sections,
+        "patient_seen_in_training": patient_key(patient) in {patient_key(p) for p in bundle.training_sections.values()},
         "unit": "log1p of counts per 10,000",
     }
 

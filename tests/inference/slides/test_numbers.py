@@ -68,7 +68,7 @@ def check(bundle, slide: Path, folder: Path, *, stride_um: float = 80.0) -> None
     assert found.n_obs > 150
     tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
     described = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False)
-    expected = bundle.predictor(use_cache=False).head(described.full)
+    expected = bundle.predictor(use_cache=False).head(described.full, tiles)
     # Another batch size through the encoder, and JPEG decoded by another library
     np.testing.assert_allclose(found.X, expected, atol=2e-4, rtol=1e-3)
     novelty = bundle.novelty.percentile(described.plain)
@@ -170,7 +170,7 @@ def test_plain_images_are_slides_too(kind: str, tmp_path: Path) -> None:
     tiles = SlideTiles(path, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
     bundle = make_bundle()
     described = describe_tiles(tiles, bundle.encoder, Extraction(112.0, batch_size=64), use_cache=False)
-    np.testing.assert_allclose(found.X, bundle.predictor(use_cache=False).head(described.full), atol=1e-5)
+    np.testing.assert_allclose(found.X, bundle.predictor(use_cache=False).head(described.full, tiles), atol=1e-5)
 
 
 def test_blocks_of_expression_are_small_however_many_genes() -> None:

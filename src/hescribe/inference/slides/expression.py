@@ -19,6 +19,8 @@ from hescribe.inference.predict import read_off
 from hescribe.inference.predictors import Head
 from hescribe.inference.slides.plan import CHUNK, Work
 from hescribe.io.rows import GrowingTable, RowFile
+from hescribe.predictor import TileSource
+from hescribe.slides.tiles import SomeTiles
 from hescribe.types import Centres, Context, Features, Microns
 
 _PAIRS = 4_000_000  #: of neighbours whose weights are held at once
@@ -198,7 +200,14 @@ def _weigh(weights: sparse.csr_matrix, own: Sequence[RowFile]) -> Features:
 
 
 def express_slide(
-    work: Work, described: Descriptions, head: Head, bundle: Bundle, *, genes: Sequence[str], dtype: str
+    work: Work,
+    described: Descriptions,
+    head: Head,
+    tiles: TileSource,
+    *,
+    bundle: Bundle,
+    genes: Sequence[str],
+    dtype: str,
 ) -> GrowingTable:
     """Expression and novelty of every tile to the disk; goes on behind the last complete block."""
     n = len(described.centres)
@@ -223,7 +232,7 @@ def express_slide(
         written: Future[None] | None = None
         for first, stop in _spans(start, n, rows):
             percentile = bundle.novelty.percentile(described.plain(first, stop))
-            expression, types = read_off(head, described.full(first, stop))
+            expression, types = read_off(head, described.full(first, stop), SomeTiles(tiles, np.arange(first, stop)))
             expression = expression if chosen is None else expression[:, chosen]
             if written is not None:
                 written.result()

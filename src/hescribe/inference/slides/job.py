@@ -20,7 +20,7 @@ from hescribe import keys
 from hescribe.encoders.context import places_beside
 from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
-from hescribe.inference.predict import describe_origin, is_known_patient, trusted_genes
+from hescribe.inference.predict import describe_origin, trusted_genes
 from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
 from hescribe.inference.slides.features import encode_slide, settle_precision
 from hescribe.inference.slides.plan import (
@@ -40,7 +40,7 @@ from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import lay_grid, reading_order
 from hescribe.slides.reader import open_slide, resolve_mpp
 from hescribe.slides.slide import Slide
-from hescribe.slides.tiles import place_tiles
+from hescribe.slides.tiles import SlideTiles, place_tiles
 from hescribe.slides.tissue import find_tissue
 from hescribe.types import Centres, Mpp
 
@@ -78,7 +78,7 @@ class SlideJob:
         cls, bundle: Bundle, path: Path, output: Path, options: SlideOptions, *, devices: tuple[str, ...]
     ) -> SlideJob:
         """Open the slide and find out what its prediction depends on."""
-        known = bool(options.patient) and is_known_patient(bundle, options.patient)
+        known = bool(options.patient) and bundle.knows_patient(options.patient)
         genes = trusted_genes(bundle, options.min_pcc, known_patient=known)
         slide = open_slide(path)
         mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, path=path)
@@ -89,7 +89,7 @@ class SlideJob:
     @property
     def known_patient(self) -> bool:
         """Whether the patient named is one of the bundle's training sections."""
-        return bool(self.options.patient) and is_known_patient(self.bundle, self.options.patient)
+        return bool(self.options.patient) and self.bundle.knows_patient(self.options.patient)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -199,12 +199,14 @@ class SlideJob:
         beside = None
         if how.context.grid:
             further, which = self._places_beside(cells, centres)
-            table = encode(sweep=self._sweep(cells, further, (1.0,)), stage="beside")[0] if len(further) else None
-            beside = Beside(table, which)
+            sweep = self._sweep(cells, further, (1.0,))
+            beside = Beside(encode(sweep=sweep, stage="beside")[0] if len(further) else None, which)
         described = describe_slide(work, features, beside, how.context, centres=centres, mpp=self.mpp)
         head = bundle.predictor(device=self.devices[0], use_cache=False, known_patient=self.known_patient).head
-        table_x = express_slide(work, described, head, bundle, genes=self.genes, dtype=self.options.dtype)
-        self._finish(work, table_x, centres, plan)
+        # For heads that look at the tiles once more
+        tiles = SlideTiles(self.path, centres, mpp=self.mpp, slide_id=self.path.stem)
+        table = express_slide(work, described, head, tiles, bundle=bundle, genes=self.genes, dtype=self.options.dtype)
+        self._finish(work, table, centres, plan)
         return len(centres)
 
     def _places_beside(self, cells: Cells, centres: Centres) -> tuple[Centres, npt.NDArray[np.intp]]:
@@ -240,7 +242,6 @@ class SlideJob:
             patient=self.options.patient,
             image=self.path,
             mpp=self.mpp,
-            known_patient=self.known_patient,
         )
         origin |= {k: plan[k] for k in ("stride_um", "precision", "batch", "device")}
         origin |= {"slide_hash": self.stamp.content, "plan": json.dumps(plan)}
