@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,17 @@ def test_killed_at_any_moment_the_result_is_the_same_bit_for_bit(slide: Path, tm
     spawn = multiprocessing.get_context("forkserver")
     multiprocessing.set_forkserver_preload(["tests.inference.slides.victim"])
     whole, cut = tmp_path / "whole" / "out.zarr", tmp_path / "cut" / "out.zarr"
-    for _ in range(2):  # the first one waits for the server
-        shutil.rmtree(whole, ignore_errors=True)
-        began = time.perf_counter()
-        child = spawn.Process(target=run, args=(slide, whole))
+
+    def start(output: Path) -> tuple[BaseProcess, float]:
+        ready = spawn.Event()
+        child = spawn.Process(target=run, args=(slide, output, ready))
         child.start()
+        assert ready.wait(120)
+        return child, time.perf_counter()
+
+    for _ in range(2):  # the first one warms up
+        shutil.rmtree(whole, ignore_errors=True)
+        child, began = start(whole)
         child.join(120)
         seconds = time.perf_counter() - began
         assert child.exitcode == 0
@@ -51,9 +58,8 @@ def test_killed_at_any_moment_the_result_is_the_same_bit_for_bit(slide: Path, tm
         if cut.exists():
             assert files(cut) == files(whole)
             shutil.rmtree(cut)
-        child = spawn.Process(target=run, args=(slide, cut))
-        child.start()
-        child.join(rng.uniform(0.1, 0.8) * seconds)
+        child, began = start(cut)
+        child.join(rng.uniform(0.0, 0.9) * seconds if kills < KILLS else 120)
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
             kills += 1

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import anndata  # noqa: F401 - imported in the server, so that children need not
+import openslide  # noqa: F401
+import tiffslide  # noqa: F401
+import wsidata
+import wsidata.reader  # noqa: F401
 import zarr  # noqa: F401
 
 from hescribe.inference.slides import expression, features, predict_slide
 from tests.inference.slides.made import make_bundle
 
 
-def run(slide: Path, output: Path) -> None:
+def run(slide: Path, output: Path, ready: Event) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -19,4 +24,6 @@ def run(slide: Path, output: Path) -> None:
         module.CHUNK = 32  # type: ignore[attr-defined]
     features.BATCH = 8
     expression._BLOCK_ROWS = (32, 32)
-    predict_slide(make_bundle("fusion"), slide, output, stride_um=60.0, precision="fp32")
+    bundle = make_bundle("fusion")
+    ready.set()
+    predict_slide(bundle, slide, output, stride_um=60.0, precision="fp32")
