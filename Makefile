@@ -25,7 +25,7 @@ demo: env
 	$(RUN) hescribe demo --output $(DEMO) --overwrite
 
 test: env
-	$(RUN) python -m pytest -n 2
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2
 
 lint: env
 	$(RUN) ruff check . && ruff format --check . && mypy
