@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
+from hescribe.reference import search
 from hescribe.types import Features, PerGene
 
 COVERAGE = 0.90
-_COMPONENTS = 32  #: of the space in which distances are measured
+_COMPONENTS = 128  #: of the space in which distances are measured; blur and ink show in the lesser ones
+_TILES_PER_COMPONENT = 4  #: training tiles that a component needs at least, or its spread is chance
 _NEIGHBOURS = 5  #: a tile's distance is to its fifth nearest, so that one odd training tile counts for little
 _NORMAL_90 = 1.645  #: half-width of a normal distribution's 90 % interval, in standard deviations
 #: standard deviation of a gene's mean between patients, 0.53 μ^0.65 for a mean μ of log1p expression: a fit to all pairs
@@ -49,7 +50,8 @@ class Novelty:
         """Learn from (m, d) training features and the patient or section of each."""
         mean = features.mean(axis=0, dtype=np.float64)
         _, singular, rows = np.linalg.svd((features - mean).astype(np.float64), full_matrices=False)
-        kept = min(_COMPONENTS, int((singular > singular[0] * 1e-4).sum()))
+        most = min(_COMPONENTS, max(1, len(features) // _TILES_PER_COMPONENT))
+        kept = min(most, int((singular > singular[0] * 1e-4).sum()))
         axes = rows[:kept].T * (np.sqrt(len(features)) / singular[:kept])
         points = (features - mean) @ axes
         return cls(*(a.astype(np.float32) for a in (mean, axes, points, np.sort(_own_distances(points, groups)))))
@@ -61,16 +63,19 @@ class Novelty:
         tiles the stranger one still has the higher number.
         """
         points = (np.asarray(features, dtype=np.float64) - self.mean) @ self.axes
-        distance = _kth_distance(cKDTree(self.points), points, len(self.points))
+        distance = _kth_distance(self.points, points)
         count, farthest = len(self.own), max(float(self.own[-1]), 1e-12)
         within = np.searchsorted(self.own, distance) / (count + 1)
         beyond = 1.0 - farthest / np.maximum(distance, farthest) / (count + 1)
         return (100.0 * np.where(distance > farthest, beyond, within)).astype(np.float32)
 
 
-def _kth_distance(tree: cKDTree, points: npt.NDArray[np.float64], available: int) -> npt.NDArray[np.float64]:
-    k = min(_NEIGHBOURS, available)
-    return tree.query(points, k=[k])[0][:, 0]
+def _kth_distance(
+    points: npt.NDArray[np.floating], queries: npt.NDArray[np.floating], k: int = _NEIGHBOURS
+) -> npt.NDArray[np.float64]:
+    """(n,) Euclidean distance of each query to its k-th nearest point, or the farthest where there are fewer."""
+    found = search(points.astype(np.float32), queries.astype(np.float32), k, similarity="euclidean")
+    return np.sqrt(np.maximum(-found.similarity[:, -1].astype(np.float64), 0.0))
 
 
 def _own_distances(points: npt.NDArray[np.float64], groups: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
@@ -78,9 +83,8 @@ def _own_distances(points: npt.NDArray[np.float64], groups: npt.NDArray[np.intp]
     for group in np.unique(groups):
         inside = groups == group
         if inside.all():  # one section: the tile itself is its own first neighbour
-            k = min(_NEIGHBOURS + 1, len(points))
-            return cKDTree(points).query(points, k=[k])[0][:, 0]
-        own[inside] = _kth_distance(cKDTree(points[~inside]), points[inside], int((~inside).sum()))
+            return _kth_distance(points, points, _NEIGHBOURS + 1)
+        own[inside] = _kth_distance(points[~inside], points[inside])
     return own
 
 
