@@ -95,7 +95,7 @@ def test_started_again_it_does_what_is_left(bundle: Path, here: str, tmp_path: P
 
 
 def test_summary_says_what_became_of_each(bundle: Path, here: str, tmp_path: Path) -> None:
-    (a,) = make_slides(tmp_path / "in", "a")
+    make_slides(tmp_path / "in", "a")
     (tmp_path / "in" / "x|y.tif").write_bytes(b"")
     predict_cohort(bundle, [tmp_path / "in"], tmp_path / "out", cluster=here, **COARSE)
     facts = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -142,9 +142,7 @@ def test_fail_fast_stops_and_leaves_the_rest(bundle: Path, here: str, tmp_path: 
     assert len(again.of("done")) == 6
 
 
-def test_interrupted_it_can_go_on(
-    bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_it_can_go_on(bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slides = make_slides(tmp_path / "in", "abc")
     take = run._Cohort._take_back
 

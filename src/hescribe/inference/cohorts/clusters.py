@@ -19,6 +19,7 @@ from hescribe.errors import InputError, MissingExtraError
 
 QUEUES = {"slurm": "SLURMCluster", "lsf": "LSFCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 Cluster = str | Mapping[str, Any]
+_TIMEOUT = 15.0  #: seconds a scheduler may take to answer
 
 # A task whose worker is lost comes back at once: the driver counts its attempts. Memory is bounded by the slide layer;
 # Dask's own measures, to pause and kill workers, would only be in the way.
@@ -82,7 +83,7 @@ def _connect(address: str, workers: int | None) -> Client:
     if workers is not None:
         raise InputError("a scheduler that is running has its own workers", path="--workers", fix="leave it out")
     try:
-        return Client(address, timeout=15)
+        return Client(address, timeout=_TIMEOUT)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no Dask scheduler answers ({error})", path=address, fix="start one: dask scheduler"
@@ -165,14 +166,16 @@ def open_queue(table: Mapping[str, Any], *, workers: int | None = None, submit: 
     except (TypeError, ValueError, OSError) as error:
         raise InputError(f"{kind}: {error}", path="--cluster") from error
     if submit:
-        _submit(cluster, number, kind)
+        _submit(cluster, -(-number // processes), kind)
     return cluster
 
 
-def _submit(cluster: Any, workers: int, kind: str) -> None:
+def _submit(cluster: Any, jobs: int, kind: str) -> None:
+    # As cluster.scale(), which leaves it to the event loop to know that a job was refused
+    while len(cluster.worker_spec) < jobs:
+        cluster.worker_spec.update(cluster.new_worker_spec())
     try:
-        cluster.scale(workers)
-        cluster.sync(cluster._correct_state)  # what goes wrong would otherwise be known only to the event loop
+        cluster.sync(cluster._correct_state)
     except (RuntimeError, OSError, ValueError) as error:
         cluster.close()
         raise InputError(f"{kind}: jobs could not be submitted: {error}", path="--cluster") from error
