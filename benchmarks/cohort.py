@@ -1,8 +1,8 @@
 """Cohorts: how much quicker two workers are than one.
 
-    python benchmarks/cohort.py [--slides 8] [--side 3000] [--repeats 1]
+    PYTHONPATH=. python benchmarks/cohort.py [--slides 8] [--side 3000] [--repeats 1]
 
-Each number of workers predicts the same small slides (synthetic texture, ``stain``, fp32, one thread a worker). Workers
+Each number of workers predicts the same small slides (synthetic texture, ``stain``, fp32, one thread a worker: set OMP_NUM_THREADS=1). Workers
 are timed from the first slide handed out to the last that came back, after each has done one slide to warm up, so
 that starting processes and importing torch, which a cohort pays once, is left out.
 """
@@ -11,27 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from distributed import LocalCluster
+from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 
 from hescribe.encoders import load_encoder
 from hescribe.inference.cohorts import predict_cohort
-from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 
 
 def measure(folder: Path, slides: list[Path], warm_up: list[Path], workers: int) -> float:
     """Tiles per second."""
     options = {"device": "cpu", "precision": "fp32"}
     with LocalCluster(
-        n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=50
+        n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0", silence_logs=50
     ) as cluster:
         address = cluster.scheduler_address
         predict_cohort(folder / "bundle", warm_up[:workers], folder / "warm", cluster=address, **options)

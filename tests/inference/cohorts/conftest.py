@@ -21,7 +21,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def here() -> Iterator[str]:
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None, memory_limit=0
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=":0", memory_limit=0
     ) as cluster:
         yield cluster.scheduler_address
 

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -147,17 +147,19 @@ def open_queue(table: Mapping[str, Any], *, workers: int | None = None, submit: 
     settings.pop("workers", None)
     if kind not in QUEUES:
         raise InputError(f"{kind!r} is no kind of queue", path="--cluster", fix=f"kind = one of {', '.join(QUEUES)}")
-    if not isinstance(number, int) or number < 1:
-        raise InputError(f"workers = {number!r} is no number of workers", path="--cluster")
+    processes = settings.setdefault("processes", 1)
+    for name, value in (("workers", number), ("processes", processes)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} = {value!r} is no number of {name}", path="--cluster")
     try:
         made = getattr(import_module("dask_jobqueue"), QUEUES[kind])
     except ImportError:
         raise MissingExtraError("dask-jobqueue", "cluster") from None
-    processes = int(settings.setdefault("processes", 1))
-    threads = max(1, int(settings.get("cores") or 1) // max(processes, 1))
+    threads = max(1, int(settings.get("cores") or 1) // processes)
     # Before the user's own lines, so that those can say otherwise
     settings["job_script_prologue"] = [f"export OMP_NUM_THREADS={threads}", *settings.get("job_script_prologue", [])]
     settings["worker_extra_args"] = [*settings.get("worker_extra_args", []), "--nthreads", "1"]
+    settings.setdefault("scheduler_options", {"dashboard": False})
     command = str(made.job_cls.submit_command).split()[0]
     if submit and shutil.which(command) is None:
         raise InputError(f"{command} is not on this machine", path="--cluster", fix="start it where jobs are submitted")
@@ -177,7 +179,8 @@ def _submit(cluster: Any, jobs: int, kind: str) -> None:
     try:
         cluster.sync(cluster._correct_state)
     except (RuntimeError, OSError, ValueError) as error:
-        cluster.close()
+        with suppress(AssertionError):  # about the jobs that there never were
+            cluster.close()
         raise InputError(f"{kind}: jobs could not be submitted: {error}", path="--cluster") from error
 
 

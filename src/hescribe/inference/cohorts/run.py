@@ -107,12 +107,12 @@ def predict_cohort(
                 str(Path(scratch).absolute()) if scratch else "",
             )
             cohort.add(name, task, wanted)
-        try:
-            with open_client(cluster, workers=workers, device=device, slides=len(sources)) as client:
+        with open_client(cluster, workers=workers, device=device, slides=len(sources)) as client:
+            try:
                 cohort.run(client)
-        finally:
-            summary = cohort.summary()
-            summary.write(folder)
+            finally:
+                summary = cohort.summary()
+                summary.write(folder)
     return summary
 
 
@@ -148,7 +148,7 @@ class _Cohort:
         """A slide to be predicted."""
         earlier = self.folder.read(name)
         state = SlideState(task.slide, task.output, wanted=wanted)
-        if earlier is not None and (earlier.state, earlier.slide, earlier.wanted) == ("done", task.slide, wanted):
+        if earlier is not None and (earlier.slide, earlier.wanted) == (task.slide, wanted):
             task, state = (
                 replace(task, found=earlier.found),
                 replace(state, seconds=earlier.seconds, found=earlier.found),

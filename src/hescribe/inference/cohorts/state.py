@@ -35,7 +35,7 @@ class SlideState:
     wanted
         Bundle and options.
     found
-        What tells a remote slide from a later one of the same URL.
+        Of a remote slide that was finished: what tells it from a later one of the same URL.
     """
 
     slide: str
