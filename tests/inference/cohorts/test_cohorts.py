@@ -54,7 +54,7 @@ def test_a_worker_is_killed_and_a_slide_is_broken(bundle: Path, tmp_path: Path) 
     output = tmp_path / "out"
     thread = threading.Thread(target=kill_one_at_work, args=(output, killed), daemon=True)
     thread.start()
-    options = {"stride_um": 100.0, "precision": "fp32"}
+    options = {"stride_um": 140.0, "precision": "fp32"}
     summary = predict_cohort(bundle, [tmp_path / "in"], output, cluster="local", workers=2, device="cpu", **options)
     thread.join()
     assert killed

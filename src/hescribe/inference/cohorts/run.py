@@ -142,7 +142,6 @@ class _Cohort:
     running: dict[Future, str] = field(default_factory=dict)
     workers: int = 0
     began: float = 0.0
-    ended: float = 0.0
 
     def add(self, name: str, task: Task, wanted: dict[str, object]) -> None:
         """A slide to be predicted."""
@@ -158,7 +157,7 @@ class _Cohort:
 
     def run(self, client: Client) -> None:
         """Hand out slides, no more at a time than there are workers, until none is left."""
-        self.began = self.ended = time.monotonic()
+        self.began = time.monotonic()
         seen = self.began
         with tqdm(total=len(self.tasks), desc="slides", unit="slide", disable=None) as bar:
             while self.waiting or self.running:
@@ -177,7 +176,7 @@ class _Cohort:
 
     def summary(self) -> CohortSummary:
         """What became of them so far."""
-        return CohortSummary(tuple(self.states.values()), self.ended - self.began, self.workers)
+        return CohortSummary(tuple(self.states.values()), time.monotonic() - self.began, self.workers)
 
     def _tell_if_alone(self, number: int, seen: float) -> float:
         """When there last were workers."""
@@ -209,10 +208,9 @@ class _Cohort:
         name = self.running.pop(future)
         state, outcome = self.states[name], _read(future)
         future.release()
-        self.ended = time.monotonic()
         if outcome.kind == "unlucky" and state.attempts <= self.retries:
             pause = min(_PAUSE * 2 ** (state.attempts - 1), _LONGEST_PAUSE)
-            heapq.heappush(self.waiting, (self.ended + pause, len(self.tasks) + state.attempts, name))
+            heapq.heappush(self.waiting, (time.monotonic() + pause, len(self.tasks) + state.attempts, name))
             self._note(name, replace(state, reason=outcome.reason))
             logger.warning(f"{name}: {outcome.reason}; trying again")
             return

@@ -87,7 +87,7 @@ class CohortSummary:
     slides
         In the order given.
     seconds
-        From the first slide handed out to the last that came back.
+        From the first slide handed out to the end.
     workers
         The most there were at a time.
     """
