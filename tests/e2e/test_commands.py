@@ -233,6 +233,26 @@ def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path,
     assert "none of auto, fp32, bf16" in cli.refuses("predict", ridge[1], slide, *given, "--precision", "int8")
 
 
+def test_predict_a_cohort(cli: Cli, ridge: Fitted, sections, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from distributed import LocalCluster
+
+    slide, folder = sections[2].image, tmp_path / "p"
+    (tmp_path / "bad.tif").write_bytes(b"")
+    with LocalCluster(
+        n_workers=1, processes=False, threads_per_worker=1, protocol="tcp://", dashboard_address=":0", memory_limit=0
+    ) as cluster:
+        given = ["predict", ridge[1], slide, "-o", folder, "--device", "cpu", "--cluster", cluster.scheduler_address]
+        code, out, err = cli(*given)
+        assert code == 0, err
+        assert out.strip() == str(folder / f"{slide.stem}.zarr")
+        assert "1 of 2 slides failed" in cli.refuses(*given, tmp_path / "bad.tif")
+        assert "its own workers" in cli.refuses(*given, "--workers", "2")
+    assert "empty (0 bytes)" in (folder / "summary.md").read_text()
+    (tmp_path / "queue.toml").write_text('kind = "cron"\n')
+    assert "'cron' is no kind of queue" in cli.refuses(*given[:-1], tmp_path / "queue.toml")
+    assert "--cluster local" in cli.refuses("predict", ridge[1], "https://host/a.svs", "-o", folder)
+
+
 def test_only_genes_that_can_be_trusted(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     unseen = sections[2].section_id
     given = ["predict", ridge[1], "--sections", manifest, "--only", unseen]

@@ -202,6 +202,24 @@ def load_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"the bundle is inconsistent ({type(error).__name__}: {error})", path=folder) from error
 
 
+def check_bundle(path: str | Path) -> str:
+    """Hash of a bundle, found whole and unchanged; nothing is loaded.
+
+    Raises
+    ------
+    BundleError
+        As for ``load_bundle``.
+    """
+    folder = Path(path)
+    description = _read_config(folder)
+    _check_files(folder, description["files"])
+    return _hash(description)
+
+
+def _hash(description: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest()
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / keys.BUNDLE_CONFIG
     if not path.is_file():
@@ -255,7 +273,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         trust_known=_restore_trust(tensors, "trust_known"),
         history=_read_history(folder / keys.BUNDLE_HISTORY),
         provenance=description["provenance"],
-        hash=hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest(),
+        hash=_hash(description),
     )
 
 

@@ -40,13 +40,21 @@ def tiny_encoder(width: int = WIDTH) -> Encoder:
     return Encoder("tiny", module, width, 32, None, weights_identity("tiny", module), licence="none")
 
 
-def make_bundle(method: str = "ridge", *, seed: int = 0, context: Context | None = None, views: int = 1) -> Bundle:
+def make_bundle(
+    method: str = "ridge",
+    *,
+    seed: int = 0,
+    context: Context | None = None,
+    views: int = 1,
+    encoder: Encoder | None = None,
+) -> Bundle:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     row = METHODS[method]
     config = row.config()
     context = context or getattr(config, "context", Context())
-    width = context.width(WIDTH)
+    encoder = encoder or tiny_encoder()
+    width = context.width(encoder.width)
     features = rng.normal(size=(SPOTS, width)).astype("f")
     mixed = features @ rng.normal(size=(width, GENES)) / width**0.5
     expression = sparse.csr_matrix(np.maximum(mixed + 1, 0).astype("f"))
@@ -69,10 +77,10 @@ def make_bundle(method: str = "ridge", *, seed: int = 0, context: Context | None
         reference = Reference(embedding, expression, tuple(names), obs)
     ones = np.ones(GENES)
     return Bundle(
-        method, config, tiny_encoder(), Extraction(112.0, views=views, context=context), model.eval(), reference, genes,  # type: ignore[arg-type]
-        Novelty.fit(rng.normal(size=(SPOTS, WIDTH)).astype("f"), origin.section),
+        method, config, encoder, Extraction(112.0, views=views, context=context), model.eval(), reference, genes,  # type: ignore[arg-type]
+        Novelty.fit(rng.normal(size=(SPOTS, encoder.width)).astype("f"), origin.section),
         Trust(np.linspace(0, 0.4, GENES), ones, np.array([30.0, 60.0]), np.array([1.0, 1.2, 1.5])),
-        pd.DataFrame(), {"sections": {"A": "P1"}, "version": "0"}, hash=f"{method}{seed}",
+        pd.DataFrame(), {"sections": {"A": "P1"}, "version": "0", "spots": SPOTS, "seed": seed}, hash=f"{method}{seed}",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import write_resolved
+from hescribe.cli.config import read_options, write_resolved
 from hescribe.errors import InputError
 
 Slides = Annotated[
@@ -34,6 +34,20 @@ KeepGoing = Annotated[
 Devices = Annotated[
     str, typer.Option(help="cpu, cuda, or for slides several: cuda:0,cuda:1; auto takes what there is.")
 ]
+ClusterChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Slides: one a task on local workers (local), at a Dask scheduler (tcp://host:port), or as jobs (a .toml file).",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="--cluster: processes at a time; default: one a GPU, else one for two processors.")
+]
+Retries = Annotated[int, typer.Option(help="--cluster: further attempts after a worker or the network failed.")]
+Scratch = Annotated[
+    Path | None, typer.Option(help="--cluster: where workers copy slides that are URLs; default: the temporary folder.")
+]
 
 
 def predict(
@@ -51,6 +65,10 @@ def predict(
     ] = None,
     patient: Patient = "",
     keep_going: KeepGoing = True,
+    cluster: ClusterChoice = None,
+    workers: Workers = None,
+    retries: Retries = 2,
+    scratch: Scratch = None,
     only: o.Only = None,
     without: o.Without = None,
     seed: o.Seed = 0,
@@ -64,10 +82,22 @@ def predict(
     """
     if bool(slides) == (sections is not None):
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
+    common = {"min_pcc": min_pcc, "overwrite": overwrite}
+    grid = {"stride_um": stride_um, "mpp": mpp, "precision": precision, "dtype": dtype, "patient": patient}
+    if cluster is not None:
+        from hescribe.inference.cohorts import predict_cohort
+
+        found = read_options(Path(cluster)) if cluster.endswith((".toml", ".yaml", ".yml")) else cluster
+        where = {"cluster": found, "workers": workers, "retries": retries, "scratch": scratch, "device": device}
+        summary = predict_cohort(bundle, slides or [], output, keep_going=keep_going, **where, **grid, **common)  # type: ignore[arg-type]
+        write_resolved(context, output)
+        for path in summary.outputs:
+            typer.echo(str(path))
+        summary.check()
+        return
     from hescribe.inference import load_bundle
 
     trained = load_bundle(bundle)
-    common = {"min_pcc": min_pcc, "overwrite": overwrite}
     if sections is not None:
         from hescribe.encoders import resolve_device
         from hescribe.inference import predict_sections
@@ -77,7 +107,6 @@ def predict(
     else:
         from hescribe.inference.slides import predict_slides
 
-        grid = {"stride_um": stride_um, "mpp": mpp, "precision": precision, "dtype": dtype, "patient": patient}
         written = predict_slides(trained, slides or [], output, device=device, keep_going=keep_going, **grid, **common)  # type: ignore[arg-type]
     write_resolved(context, output)
     for path in written:

@@ -61,6 +61,8 @@ class SlideJob:
         Which are written.
     stamp
         Of the slide's file.
+    source
+        Where the file was copied from.
     """
 
     bundle: Bundle
@@ -72,6 +74,7 @@ class SlideJob:
     mpp: Mpp
     genes: list[str]
     stamp: Stamp
+    source: str = ""
 
     @classmethod
     def prepare(
@@ -244,6 +247,8 @@ class SlideJob:
             mpp=self.mpp,
         )
         origin |= {k: plan[k] for k in ("stride_um", "precision", "batch", "device")}
+        if self.source:
+            origin["source"] = self.source
         origin |= {"slide_hash": self.stamp.content, "plan": json.dumps(plan)}
         var = self.bundle.var(known_patient=self.known_patient).loc[self.genes]
         obsm: dict[str, Any] = {keys.SPATIAL: centres}

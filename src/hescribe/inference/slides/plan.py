@@ -219,8 +219,8 @@ def alone(output: Path) -> Iterator[None]:
     lock = FileLock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"{output} is being written by another process") from None
+    except Timeout as busy:
+        raise OutputError(f"{output} is being written by another process") from busy
     try:
         yield
     finally:

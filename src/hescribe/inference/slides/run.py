@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -58,6 +59,7 @@ def predict_slide(
     *,
     device: str = "cpu",
     overwrite: bool = False,
+    source: str = "",
     **options: Unpack[Options],
 ) -> Path:
     """Predict a whole slide into the Zarr store ``output``, on a grid of tiles over its tissue.
@@ -77,6 +79,8 @@ def predict_slide(
         Torch device, or several with commas, over which the tiles are dealt.
     overwrite
         Replace what is there, and begin anew where a begun prediction is another.
+    source
+        Where the slide comes from, where ``path`` is a copy; noted in the provenance.
     **options
         As in ``SlideOptions``.
 
@@ -93,7 +97,7 @@ def predict_slide(
     try:
         with alone(target), _one_thread_each():
             job = SlideJob.prepare(bundle, Path(path), target, settings, devices=resolve_devices(device))
-            return job.run(overwrite=overwrite)
+            return replace(job, source=source).run(overwrite=overwrite)
     except OSError as error:
         again = "run it again to go on where it stopped"
         raise OutputError(f"{target}: could not be written: {error.strerror or error} ({again})") from error
@@ -162,6 +166,8 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for item in given:
         path = Path(item)
+        if "://" in str(item):
+            raise InputError("a URL", path=item, fix="those are fetched by workers: --cluster local")
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.name[0] != ".")
             if not inside:
