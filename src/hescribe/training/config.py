@@ -43,7 +43,8 @@ class TrainConfig(BaseModel):
     devices: int = Field(1, ge=1, description="processes on each node, one a GPU; a batch is dealt out to all")
     nodes: int = Field(1, ge=1, description="machines, each started by torchrun or srun where there are several")
     strategy: Literal["auto", "ddp"] = Field(
-        "auto", description="of several processes; ddp: every weight that is trained takes part in every step"
+        "auto",
+        description="of several processes; ddp: no search for weights of the encoder that the loss does not reach",
     )
     seed: int = 0
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")

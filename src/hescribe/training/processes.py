@@ -238,8 +238,10 @@ def placement(config: TrainConfig, device: str) -> dict[str, Any]:
         "accelerator": accelerator,
         "devices": config.devices,
         "num_nodes": config.nodes,
-        # A large encoder often has weights that a loss does not reach
-        "strategy": DDPStrategy(find_unused_parameters=config.strategy == "auto", timeout=_PATIENCE),
+        # An encoder may have weights that no loss reaches; the methods' own parts have none
+        "strategy": DDPStrategy(
+            find_unused_parameters=config.fine_tune and config.strategy == "auto", timeout=_PATIENCE
+        ),
         "plugins": [TorchElasticEnvironment()],  # says: the processes are there, their numbers are in the environment
         "use_distributed_sampler": False,  # batches are dealt out by our own
     }

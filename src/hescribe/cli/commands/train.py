@@ -42,7 +42,7 @@ def train(
     devices: Annotated[int, typer.Option(help="Processes on each machine, one a GPU (or parts of a CPU).")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun or srun.")] = 1,
     strategy: Annotated[
-        str, typer.Option(help="Of several processes: auto, or ddp (quicker; no weight may be idle).")
+        str, typer.Option(help="Of several processes: auto, or ddp (quicker with --fine-tune; no weight may be idle).")
     ] = "auto",
     overwrite: o.Overwrite = False,
     config: o.Config = None,
