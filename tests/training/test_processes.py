@@ -114,7 +114,7 @@ def built(name: str) -> tuple[nn.Module, Batch]:
 def gradients(model: nn.Module, batch: Batch) -> tuple[float, dict[str, torch.Tensor]]:
     loss = torch.stack(list(model.losses(batch).values())).sum()
     loss.backward()
-    return float(loss), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 def gathered(folder: Path) -> None:
@@ -203,7 +203,8 @@ def test_two_processes_train_as_one_does(sections: list[Section], tmp_path: Path
     np.testing.assert_allclose(curve(two), curve(one), rtol=1e-4)
     weights = one.model.state_dict()
     for name, value in two.model.state_dict().items():
-        torch.testing.assert_close(value, weights[name], rtol=1e-3, atol=1e-4)
+        # By norm: AdamW takes a whole step for a gradient that is all but zero, whichever its sign
+        assert (value - weights[name]).norm() <= 1e-3 * weights[name].norm(), name
     expected = predict(one, sections[1]).X
     difference = np.abs(predict(two, sections[1]).X - expected)
     assert difference.mean() < 0.01 * expected.std()
