@@ -136,6 +136,7 @@ def gathered(folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_gathered_losses_and_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     processes.start(gathered, (tmp_path,), count=3, device="cpu")
     for rank in range(3):
@@ -156,6 +157,7 @@ def one_fails(how: str) -> None:
     processes.wait()  # the others would wait for a week
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "kind", "message"),
     [("refuses", InputError, "slide.tif: a slide is damaged"), ("killed", HescribeError, "SIGKILL.*run the same")],
@@ -196,6 +198,7 @@ def curve(bundle: object) -> np.ndarray:
     return losses["value"].to_numpy()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(sections: list[Section], tmp_path: Path) -> None:
     one = train(sections, bleep(1, gather=True), output=tmp_path / "one")
     two = train(sections, bleep(2, gather=True), output=tmp_path / "two")
@@ -212,6 +215,7 @@ def test_two_processes_train_as_one_does(sections: list[Section], tmp_path: Path
     assert not list((tmp_path / "two.run").rglob("checkpoints"))
 
 
+@pytest.mark.slow
 def test_without_gathering_each_process_has_its_own_loss(sections: list[Section], tmp_path: Path) -> None:
     """As published; and parts of whole replicas are again what one process would do."""
     whole = train(sections, bleep(1), output=tmp_path / "whole")
@@ -221,6 +225,7 @@ def test_without_gathering_each_process_has_its_own_loss(sections: list[Section]
     assert np.abs(curve(parts)[:4] / curve(whole)[:4] - 1).min() > 0.05
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_processes_and_torchrun_may_start_them(manifest: Path, tmp_path: Path) -> None:
     """Whoever starts them: the same bundle, every line once."""
     given = ["train", manifest, "--method", "bleep", "--encoder", "stain", "--genes", "hvg:40", "--epochs", "2"]
