@@ -149,3 +149,17 @@ def test_rows_do_not_depend_on_their_neighbours_in_a_batch(method: Method) -> No
     f = model.embed_images if isinstance(model, JointModel) else model.predict_expression
     with torch.inference_mode():
         torch.testing.assert_close(f(x)[:7], f(x[:7]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_weight_takes_part_in_every_step(method: Method) -> None:
+    """Several processes that train together would wait for the gradient of one that does not."""
+    features, expression, origin = data(method)
+    model = built(method).train()
+    if isinstance(model, ClosedForm):
+        return
+    if isinstance(model, LearnsPrototypes):
+        model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
+    values = torch.from_numpy(targets(model, expression))
+    sum(model.losses(Batch(torch.from_numpy(features), values, torch.from_numpy(origin.section))).values()).backward()
+    assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,9 @@ def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) 
     out = np.empty((len(tiles), encoder.width), dtype=np.float32)
     start = 0
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"
-    with tqdm(total=len(tiles), desc=label, unit="tile", disable=None, leave=False) as bar:
+    # One of several processes that train together is as silent as its log
+    hidden = None if logging.getLogger("hescribe").isEnabledFor(logging.WARNING) else True
+    with tqdm(total=len(tiles), desc=label, unit="tile", disable=hidden, leave=False) as bar:
         for batch in read_batches(tiles, how.tile_um, encoder.input_px, how.batch_size):
             features = encode_batch(module, to_tensor(batch, device), views=how.views, precision=how.precision)
             out[start : start + len(batch)] = features.cpu().numpy()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from hescribe.methods.layers import gather_rows
 from hescribe.types import Features, SparseExpression
 
 
@@ -103,6 +104,10 @@ class JointModel(nn.Module, ABC):
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar terms whose sum is minimised."""
+
+    def rows_of_all(self, *own: Tensor) -> tuple[Tensor, ...]:
+        """While training, rows of all processes, for a loss that compares spots: its batch is then the whole one."""
+        return tuple(gather_rows(rows) for rows in own) if self.training else own
 
     @abstractmethod
     def embed_images(self, images: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ class BleepConfig(MethodConfig):
         default=False, description="rows of the transposed targets sum to 1 (published: no)"
     )
     replica_batch: int = Field(128, ge=2, description="spots per independent loss, as one GPU of the published four")
-    gather: bool = Field(default=False, description="one loss over all replicas' embeddings instead")
+    gather: bool = Field(
+        default=False, description="one loss over the embeddings of all replicas, and all processes, instead"
+    )
     harmony: bool = Field(
         default=False, description="correct the panel's expression between training sections by Harmony"
     )
@@ -70,7 +72,7 @@ class Bleep(JointModel):
         The published figures come from four processes of 128 spots that did not exchange their
         embeddings. A batch is therefore cut into such replicas, each with its own forward pass
         (so that batch statistics are the replica's own) and its own loss; a remainder too small
-        to contrast anything joins the replica before it.
+        to contrast anything joins the replica before it. Several processes cut each its own part.
         """
         embedded = [
             (self.embed_images(images), self.embed_expression(expression))
@@ -81,7 +83,9 @@ class Bleep(JointModel):
             )
         ]
         if self.config.gather:
-            embedded = [(torch.cat([v for v, _ in embedded]), torch.cat([x for _, x in embedded]))]
+            images, expression = (torch.cat(side) for side in zip(*embedded, strict=True))
+            images, expression = self.rows_of_all(images, expression)
+            embedded = [(images, expression)]
         per_replica = [self._contrast(images, expression).mean() for images, expression in embedded]
         return {"contrastive": torch.stack(per_replica).mean()}
 

@@ -118,10 +118,10 @@ class Cmrcnet(JointModel):
         """``mean log(1 + ℓᵢ)`` of the contrastive terms and ``log(1 + MSE)`` of the reconstruction, weighted alike."""
         tokens = _tokens(self.tower(batch.images))
         images = self.image_head(tokens.mean(dim=1))
-        contrast = contrastive_loss(
-            images.float(), self.embed_expression(batch.expression).float(), temperature=self.config.temperature
-        )
+        expression = self.embed_expression(batch.expression)
         rebuilt = self.reconstruct(tokens, batch.expression)
+        images, expression, rebuilt = self.rows_of_all(images, expression, rebuilt)
+        contrast = contrastive_loss(images.float(), expression.float(), temperature=self.config.temperature)
         target = images.detach() if self.config.detach_target else images
         return {
             "contrastive": torch.log1p(contrast).mean(),

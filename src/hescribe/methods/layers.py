@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """Rows of all processes that train together, in their order; one's own where it is alone.
+
+    Gradients flow back to every process. Where each computes the same loss on the rows of all, and gradients are
+    then averaged over processes (as DDP does), the result is the gradient of that loss.
+
+    Parameters
+    ----------
+    own
+        (n, …), as many rows in each process.
+
+    Returns
+    -------
+    Tensor
+        (n × processes, …).
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return own
+    return _GatherRows.apply(own)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        # Each process's loss has its own gradient by these rows
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class Standardise(nn.Module):

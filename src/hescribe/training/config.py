@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     )
     fine_tune: bool = Field(default=False, description="train the encoder's weights too")
     epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
-    batch_size: int | None = Field(None, ge=2, description="default: the method's")
+    batch_size: int | None = Field(None, ge=2, description="of all processes together; default: the method's")
     learning_rate: float | None = Field(None, gt=0, description="default: the method's")
     inner_folds: int | None = Field(
         None, ge=0, description="left-out folds for stopping and trust; default: 4 frozen, 1 fine-tuned"
@@ -40,6 +40,12 @@ class TrainConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     extraction_batch: int = Field(16, ge=1, description="tiles at once through the encoder")
     device: str = "auto"
+    devices: int = Field(1, ge=1, description="processes on each node, one a GPU; a batch is dealt out to all")
+    nodes: int = Field(1, ge=1, description="machines, each started by torchrun or srun where there are several")
+    strategy: Literal["auto", "ddp"] = Field(
+        "auto",
+        description="of several processes; ddp: no search for weights of the encoder that the loss does not reach",
+    )
     seed: int = 0
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
 

@@ -40,8 +40,10 @@ from hescribe.methods.base import (
 )
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
+from hescribe.sections import Section
+from hescribe.training import processes
 from hescribe.training.config import TrainConfig
-from hescribe.training.inputs.batches import Spots, ordered_loader, training_loader
+from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader, training_loader
 from hescribe.training.inputs.data import TrainingData
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.unpaired import UnpairedData
@@ -137,10 +139,12 @@ class Fitter:
     def describe(self, encoder: Encoder) -> Described:
         """Features of all training spots; kept on disk only for an encoder that others will use too."""
         reusable = encoder.identity == self.encoder.identity
-        parts = [
-            describe_tiles(s.tiles(), encoder, self.extraction, device=self.device, use_cache=reusable)
-            for s in self.data.sections
-        ]
+
+        def describe(section: Section) -> Described:
+            return describe_tiles(section.tiles(), encoder, self.extraction, device=self.device, use_cache=reusable)
+
+        sections = self.data.sections
+        parts = processes.dealt(sections, describe) if reusable else [describe(s) for s in sections]
         return Described(np.concatenate([p.plain for p in parts]), np.concatenate([p.full for p in parts]))
 
     def fit(
@@ -252,41 +256,56 @@ class Fitter:
         folder: Path,
         epochs: int | None,
     ) -> tuple[pd.DataFrame, int]:
-        """Train by gradient descent; returns the history and the number of the best epoch."""
+        """Train by gradient descent, unless that is done; returns the history and the number of the best epoch."""
+        done = folder / "done.json"
+        if not processes.agreed(fact=done.is_file()):
+            self._train(model, expression, rows, folder=folder, epochs=epochs)
+            processes.wait()
+        model.load_state_dict(load_file(folder / "best.safetensors"))
+        history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
+        return history, int(json.loads(done.read_text())["epochs"])
+
+    def _train(
+        self,
+        model: nn.Module,
+        expression: SparseExpression,
+        rows: tuple[Rows, Rows],
+        *,
+        folder: Path,
+        epochs: int | None,
+    ) -> None:
+        """Train by gradient descent and leave the best weights, the history and the epoch in the folder."""
         fitting, held_out = rows
         optimisation: Optimisation = self.method_config.optimisation  # type: ignore[attr-defined]
         spots = Spots(self._images(), expression, self.data.section)
         most = epochs or optimisation.epochs
-        done = folder / "done.json"
-        if done.is_file():
-            model.load_state_dict(load_file(folder / "best.safetensors"))
-            return pd.read_csv(folder / "history.csv"), int(json.loads(done.read_text())["epochs"])
         module = Training(
             model, optimisation, epochs=most, stain_jitter=self.config.stain_jitter, seed=self.config.seed
         )
         trainer, keeper = self._trainer(folder, most, stopping=len(held_out) > 0, patience=optimisation.patience)
-        batch_size = optimisation.batch_for(len(fitting))
-        loader = training_loader(spots, fitting, batch_size=batch_size, seed=self.config.seed)
+        size, seed = optimisation.batch_for(len(fitting)), self.config.seed
+        loader = training_loader(spots, SeededShuffle(fitting, size, seed, part=processes.share()))
+        # Every process validates on all of it: a contrastive loss over parts would be another number
         validation = ordered_loader(spots, held_out, batch_size=512) if len(held_out) else None
         last = folder / "checkpoints" / "last.ckpt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on workers and logging steps
-            resumed = str(last) if last.is_file() else None
+            resumed = str(last) if processes.agreed(fact=last.is_file()) else None
             # Lightning keeps each module's mode, and an encoder comes in evaluation mode: its batch statistics
             # would stay those of ImageNet and the embedding would collapse
             module.train()
             trainer.fit(module, loader, validation, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")
-        best = _restore_best(module, keeper, most if not len(held_out) else None)
-        history = _read_history(folder / "csv" / "metrics.csv")
-        _mark_done(folder, model, history, best)
-        return history, best
+        if processes.is_first():
+            best = _restore_best(module, keeper, most if not len(held_out) else None)
+            _mark_done(folder, model, _read_history(folder / "csv" / "metrics.csv"), best)
 
     def _images(self) -> list[npt.NDArray[np.generic]]:
         if self.config.fine_tune:
             size = self.encoder.input_px
-            return [tile_stack(s.tiles(), self.config.tile_um, size) for s in self.data.sections]
+            tile_um = self.config.tile_um
+            return [*processes.dealt(self.data.sections, lambda s: tile_stack(s.tiles(), tile_um, size))]
         features = self.describe(self.encoder).full
         return [features[self.data.section == i] for i in range(len(self.data.sections))]
 
@@ -305,8 +324,7 @@ class Fitter:
             callbacks.append(EarlyStopping("validation_loss", patience=patience, check_finite=True))
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         trainer = L.Trainer(
-            accelerator="gpu" if self.device.startswith("cuda") else self.device,
-            devices=1,
+            **processes.placement(self.config, self.device),
             max_epochs=epochs,
             precision="bf16-mixed" if self.config.precision == "bf16" else "32-true",
             logger=[

@@ -41,14 +41,17 @@ class Training(L.LightningModule):
         decay = optimisation.average
         # Part of the state, hence of every checkpoint
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        if self.average is not None:
+            self.average.requires_grad_(requires_grad=False)  # several processes would wait for its gradients
         self._jitter = stain_jitter
         self._seed = seed
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum of the named losses on an augmented batch."""
         # Dropout draws from the global generator; seeded by epoch and batch, a resumed run draws what an
-        # uninterrupted one would
-        draw = hash((self._seed, self.current_epoch, index)) % 2**63
+        # uninterrupted one would. Processes must not all draw the same for their different spots
+        rank = (self.global_rank,) if self.global_rank else ()
+        draw = hash((self._seed, self.current_epoch, index, *rank)) % 2**63
         torch.manual_seed(draw)
         return self._log_losses(self._augmented(batch, draw), "train")
 

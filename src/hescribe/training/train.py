@@ -26,6 +26,7 @@ from hescribe.inference.trust import Novelty, Trust, fit_trust
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.slides.tiles import SomeTiles
+from hescribe.training import processes
 from hescribe.training.config import TrainConfig
 from hescribe.training.fit import Fitted, Fitter, Rows
 from hescribe.training.inputs.cells import compositions
@@ -47,7 +48,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         Rows without image are unpaired transcriptomes: a method that learns prototypes uses them (unless
         ``unpaired`` is off), the others do not. Rows without expression are not used.
     config
-        Settings.
+        Settings. With several ``devices`` processes are started on this machine (a script that calls this must guard
+        its own start by ``if __name__ == "__main__"``), or this one joins those that torchrun or srun started.
     output
         Folder of the bundle. Logs and checkpoints lie beside it in ``<output>.run``; a run that was interrupted
         continues from there, and one with other settings starts afresh.
@@ -62,8 +64,41 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     InputError
         Wrong settings or sections.
     """
+    config.method_config()  # refused before anything is started
+    output, device = Path(output), resolve_device(config.device)
+    processes.check_devices(config, device)
+    try:
+        if processes.must_start(config):
+            # Read again from their files by each process
+            arguments = ([Section(s.row) for s in sections], config, output, device)
+            processes.start(_train_here, arguments, count=config.devices, device=device)
+        else:
+            processes.join(config, device)
+            _train_here(sections, config, output, device)
+    except InputError:
+        _forget(_run_folder(output))
+        raise
+    return load_bundle(output)
+
+
+def _train_here(sections: Sequence[Section], config: TrainConfig, output: Path, device: str) -> None:
+    """What each process does."""
+    fitter = _fitter(sections, config, processes.own_device(device))
+    run = _run_folder(output)
+    facts = _facts(fitter)
+    if processes.is_first():
+        _empty_unless_of(run, facts)
+    processes.wait()
+    bundle = _learn(fitter, run)
+    if processes.is_first():
+        bundle.save(output)
+        for checkpoints in run.glob("*/checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.wait()
+
+
+def _fitter(sections: Sequence[Section], config: TrainConfig, device: str) -> Fitter:
     method_config = config.method_config()
-    device = resolve_device(config.device)
     data = assemble(sections, config)
     log.info(
         "%d sections, %d spots, %d genes of which %d in the panel",
@@ -83,16 +118,7 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
     fitter = Fitter(data, config, method_config, encoder, device, cell_types, unpaired, embedding)
     wanted_refinement(method_config, encoder, fitter.extraction)  # refused now, not after hours of training
-    run = _run_folder(Path(output), fitter)
-    try:
-        _learn(fitter, run).save(output)
-    except InputError:
-        if not any(run.rglob("last.ckpt")):  # nothing to continue from
-            shutil.rmtree(run, ignore_errors=True)
-        raise
-    for checkpoints in run.glob("*/checkpoints"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return load_bundle(output)
+    return fitter
 
 
 def _learn(fitter: Fitter, run: Path) -> Bundle:
@@ -272,25 +298,38 @@ def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]]) -> Trust:
     return fit_trust([one.residuals for one, _ in judged], [novelty for _, novelty in judged], expected)
 
 
-def _run_folder(output: Path, fitter: Fitter) -> Path:
-    """The folder of this run's logs; emptied when it belongs to a run with other settings or data."""
+def _run_folder(output: Path) -> Path:
+    """Of the logs and checkpoints."""
+    return output.with_name(f"{output.name}.run")
+
+
+def _forget(run: Path) -> None:
+    """Remove the folder of a run that left nothing to continue from."""
+    if (run / "run.json").is_file() and not any(run.rglob("last.ckpt")):
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _facts(fitter: Fitter) -> str:
+    """What decides a run's outcome; how many processes share it does not."""
     data, config, unpaired = fitter.data, fitter.config, fitter.unpaired
     facts = {
-        "settings": config.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json", exclude={"devices", "nodes", "strategy"}),
         "encoder": fitter.encoder.identity,
         "sections": {s.section_id: s.tiles().fingerprint() for s in data.sections},
         "expression": _hash(data.expression.data, fitter.embedding),
         "unpaired": _hash(unpaired.shares.data, unpaired.extra.data, unpaired.scgpt) if unpaired is not None else "",
         "version": __version__,
     }
-    folder = output.with_name(f"{output.name}.run")
+    return json.dumps(facts, indent=2, sort_keys=True)
+
+
+def _empty_unless_of(folder: Path, facts: str) -> None:
+    """Make a run's folder, without what a run with other settings or data left there."""
     record = folder / "run.json"
-    text = json.dumps(facts, indent=2, sort_keys=True)
-    if folder.exists() and (not record.is_file() or record.read_text() != text):
+    if folder.exists() and (not record.is_file() or record.read_text() != facts):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(text)
-    return folder
+    record.write_text(facts)
 
 
 def _hash(*arrays: npt.NDArray[np.generic] | None) -> str:

@@ -21,7 +21,9 @@ def train(
     genes: Annotated[str, typer.Option(help="Panel of the embedding: hvg:N, all, or a file of genes.")] = "hvg:1000",
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
     epochs: Annotated[int | None, typer.Option(help="At most; default: the method's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Spots a step; default: the method's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Spots a step, of all processes together; default: the method's.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the encoder's weights too.")] = False,
     inner_folds: Annotated[
@@ -37,6 +39,11 @@ def train(
     option: o.MethodSettings = [],
     seed: o.Seed = 0,
     device: o.Device = "auto",
+    devices: Annotated[int, typer.Option(help="Processes on each machine, one a GPU (or parts of a CPU).")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines; start the command on each with torchrun or srun.")] = 1,
+    strategy: Annotated[
+        str, typer.Option(help="Of several processes: auto, or ddp (quicker with --fine-tune; no weight may be idle).")
+    ] = "auto",
     overwrite: o.Overwrite = False,
     config: o.Config = None,
 ) -> None:
@@ -45,6 +52,7 @@ def train(
     from hescribe.training import TrainConfig
     from hescribe.training import train as train_bundle
     from hescribe.training.config import validated
+    from hescribe.training.processes import is_first
 
     if output.exists() and not overwrite:
         raise OutputError(f"{output} already exists (choose another output or pass --overwrite)")
@@ -53,6 +61,8 @@ def train(
     settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
     chosen = o.choose_sections(sections, only=only, without=without)
     bundle = train_bundle(chosen, settings, output=output)
+    if not is_first():
+        return
     write_resolved(context, output)
     expected = bundle.genes["expected_pcc"]
     typer.echo(f"{output}: {bundle.method}, {len(bundle.genes):,} genes", nl=False)

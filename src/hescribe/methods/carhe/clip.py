@@ -60,8 +60,10 @@ class CarheClip(JointModel):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The contrastive loss on unit vectors."""
-        images = F.normalize(self.embed_images(batch.images).float(), dim=1)
-        expression = F.normalize(self.embed_expression(batch.expression).float(), dim=1)
+        images, expression = self.rows_of_all(
+            F.normalize(self.embed_images(batch.images).float(), dim=1),
+            F.normalize(self.embed_expression(batch.expression).float(), dim=1),
+        )
         temperature = self.log_temperature.exp().clamp_min(_COLDEST)
         contrast = contrastive_loss(images, expression, temperature=temperature, off_diagonal=self.config.off_diagonal)
         return {"contrastive": contrast.mean()}

@@ -156,9 +156,8 @@ class Carhe(JointModel):
             genes = self.embed_prototypes()[cluster]
         else:
             genes = self.embed_expression(batch.expression)
-        return {
-            "alignment": aligned_loss(images.float(), genes.float(), self._targets(cluster), self.config.temperature)
-        }
+        images, genes, cluster = self.rows_of_all(images.float(), genes.float(), cluster)
+        return {"alignment": aligned_loss(images, genes, self._targets(cluster), self.config.temperature)}
 
     def _targets(self, cluster: Tensor) -> Tensor:
         same = cluster[:, None] == cluster[None, :]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from hescribe.errors import InputError
 from hescribe.methods.base import Batch
 from hescribe.types import SparseExpression
 
@@ -57,19 +58,36 @@ def _to_tensor(images: Images) -> Tensor:
 class SeededShuffle(Sampler[list[int]]):
     """Batches of shuffled rows; the order depends on the seed and the epoch alone, so a resumed run repeats it.
 
+    With several processes each takes its part of every batch, so that together they take the batches one would.
+
     Parameters
     ----------
     rows
         Rows to draw from.
     batch_size
-        Spots a batch; a last, smaller batch is dropped unless it is the only one.
+        Spots a batch, of all processes together, rounded down to a multiple of their number; a last, smaller batch
+        is dropped unless it is the only one.
     seed
         Seed.
+    part
+        Number of this process, and how many there are.
+
+    Raises
+    ------
+    InputError
+        Less than two spots a process.
     """
 
-    def __init__(self, rows: npt.NDArray[np.intp], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, rows: npt.NDArray[np.intp], batch_size: int, seed: int, *, part: tuple[int, int] = (0, 1)
+    ) -> None:
+        self._part, processes = part
+        size = min(batch_size, len(rows))
+        self._size = size - size % processes
+        if processes > 1 and self._size < 2 * processes:
+            raise InputError(f"a batch of {size} spots for {processes} processes", path="--devices", fix="take fewer")
+        self._own = self._size // processes
         self._rows = rows
-        self._size = min(batch_size, len(rows))
         self._seed = seed
         self._epoch = 0
 
@@ -83,7 +101,8 @@ class SeededShuffle(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         shuffled = np.random.default_rng((self._seed, self._epoch)).permutation(self._rows)
         for i in range(len(self)):
-            yield shuffled[i * self._size : (i + 1) * self._size].tolist()
+            start = i * self._size + self._part * self._own
+            yield shuffled[start : start + self._own].tolist()
 
 
 def whole(batch: Any) -> Any:
@@ -91,9 +110,9 @@ def whole(batch: Any) -> Any:
     return batch
 
 
-def training_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int, seed: int) -> DataLoader:
+def training_loader(spots: Spots, batches: SeededShuffle) -> DataLoader:
     """Shuffled batches of some rows."""
-    return DataLoader(spots, batch_sampler=SeededShuffle(rows, batch_size, seed), collate_fn=whole)
+    return DataLoader(spots, batch_sampler=batches, collate_fn=whole)
 
 
 def ordered_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int) -> DataLoader:
