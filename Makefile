@@ -4,11 +4,12 @@ DEMO ?= demo
 RUN = . $(VENV)/bin/activate &&
 STAMP = $(VENV)/.installed
 
-.PHONY: help env demo test lint format clean
+.PHONY: help env demo test slow lint format clean
 
 help:
 	@echo "make demo   environment, then: train on synthetic tissue, predict an unseen patient, evaluate, report"
 	@echo "make test   environment, then the tests"
+	@echo "make slow   tests of several processes, which make test leaves out"
 	@echo "make lint   environment, then ruff and mypy"
 
 env: $(STAMP)
@@ -25,7 +26,11 @@ demo: env
 	$(RUN) hescribe demo --output $(DEMO) --overwrite
 
 test: env
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow"
+
+# Tests that start several processes, each of which imports everything
+slow: env
+	$(RUN) python -m pytest -m slow
 
 lint: env
 	$(RUN) ruff check . && ruff format --check . && mypy

@@ -124,7 +124,7 @@ def test_same_seed_same_bundle(bleep: Fitted, sections: list[Section], tmp_path:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_goes_the_whole_way(name: str, sections: list[Section], tmp_path: Path) -> None:
     short = {"epochs": 2} if "optimisation" in METHODS[name].config.model_fields else {}
-    bundle = train(sections[:2], settings(name, inner_folds=0, **short), output=tmp_path / "b")
+    bundle = train(sections[:2], settings(name, inner_folds=0, views=1, **short), output=tmp_path / "b")
     prediction = predict(load_bundle(tmp_path / "b"), sections[2])
     np.testing.assert_array_equal(prediction.X, predict(bundle, sections[2]).X)
     assert np.isnan(prediction.var[keys.EXPECTED_PCC]).all()  # nothing was left out, so nothing is claimed

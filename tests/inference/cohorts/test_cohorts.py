@@ -47,6 +47,7 @@ def kill_one_at_work(output: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed_and_a_slide_is_broken(bundle: Path, tmp_path: Path) -> None:
     slides = make_slides(tmp_path / "in", "abd")
     (tmp_path / "in" / "c.tif").write_bytes(slides[0].read_bytes()[:5000])
