@@ -9,7 +9,7 @@ STAMP = $(VENV)/.installed
 help:
 	@echo "make demo   environment, then: train on synthetic tissue, predict an unseen patient, evaluate, report"
 	@echo "make test   environment, then the tests"
-	@echo "make slow   tests of several processes, which make test leaves out"
+	@echo "make slow   tests of several processes and long trainings, which make test leaves out"
 	@echo "make lint   environment, then ruff and mypy"
 
 env: $(STAMP)
@@ -28,7 +28,7 @@ demo: env
 test: env
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow"
 
-# Tests that start several processes, each of which imports everything
+# Tests that start several processes, or train for long
 slow: env
 	$(RUN) python -m pytest -m slow
 

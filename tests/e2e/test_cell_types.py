@@ -74,6 +74,7 @@ def test_prototypes_are_named_by_their_members(carhe: Bundle, sections: list[Sec
         assert name.startswith(f"{shares.max():.2f} {shares.idxmax()}")
 
 
+@pytest.mark.slow
 def test_bleep_blends_the_spots_of_its_reference(bleep: tuple[Bundle, Path], sections: list[Section]) -> None:
     assert mean_pcc(predict(bleep[0], sections[2]), sections[2]) > 0.2
 

@@ -243,6 +243,7 @@ def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
 
 
 @pytest.mark.parametrize(("architecture", "fine_tune"), [("test_resnet", True), ("test_vit", False)])
+@pytest.mark.slow
 def test_a_bundle_refines_and_comes_back_the_same(
     sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, fine_tune: bool
 ) -> None:

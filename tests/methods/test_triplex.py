@@ -181,6 +181,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+@pytest.mark.slow
 def test_a_gene_of_the_neighbours_is_learned_and_the_tile_alone_does_not_know_it() -> None:
     """The first gene follows the tile on the left, the second the tile itself."""
     x, unseen = rows(600, 3), rows(300, 3, seed=1)

@@ -80,6 +80,7 @@ def test_other_methods_fine_tune_and_come_back_from_disk(
     assert np.isfinite(first.X).all()
 
 
+@pytest.mark.slow
 def test_triplex_comes_back_from_disk(sections: list[Section], weights: Path, tmp_path: Path) -> None:
     config = TrainConfig(
         method="triplex",

@@ -163,6 +163,7 @@ def fitted(sections: list[Section], output: Path, folds: int = 0, epochs: int = 
     return train(sections, config, output=output)
 
 
+@pytest.mark.slow
 def test_hidden_genes_are_carried_over_from_cells(
     cohort: tuple[list[Section], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
