@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from scipy import stats
 from skimage.color import hed2rgb, rgb2hed
 
 from hescribe import keys
+from hescribe.encoders.extract import encode_batch, to_tensor
 from hescribe.evaluation import select_sections, write_table
 from hescribe.evaluation.scores import score_section
 from hescribe.inference import Bundle, load_bundle, predict
@@ -83,16 +85,11 @@ def separation(bundle: Bundle, section: Section, count: int) -> dict[str, float]
 
 
 def novelty_of(bundle: Bundle, tiles: Tiles) -> npt.NDArray[np.float32]:
-    import torch
-
-    from hescribe.encoders.extract import dihedral_views, to_tensor
-
-    out = []
-    with torch.inference_mode():
-        for start in range(0, len(tiles), 16):
-            images = to_tensor(tiles[start : start + 16], "cpu")
-            views = [bundle.encoder.module(v) for v in dihedral_views(images, bundle.extraction.views)]
-            out.append(torch.stack(views).mean(dim=0).numpy())
+    how, module = bundle.extraction, bundle.encoder.module.to(memory_format=torch.channels_last).eval()
+    out = [
+        encode_batch(module, to_tensor(part, "cpu"), views=how.views, precision=how.precision).numpy()
+        for part in np.array_split(tiles, max(1, len(tiles) // how.batch_size))
+    ]
     return bundle.novelty.percentile(np.concatenate(out))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -85,6 +86,11 @@ class Bundle:
     def trust_for(self, *, known_patient: bool) -> Trust | None:
         """How far predictions can be trusted, for a patient of the training sections or for a new one."""
         return self.trust_known if known_patient and self.trust_known is not None else self.trust
+
+    def interval_scale(self, novelty: npt.NDArray[np.float32], *, known_patient: bool) -> npt.NDArray[np.float32]:
+        """(n,) novelty of tiles → (n,) factors on the genes' intervals; NaN where nothing could be left out."""
+        trust = self.trust_for(known_patient=known_patient)
+        return trust.interval_scale(novelty) if trust else np.full(len(novelty), np.nan, dtype=np.float32)
 
     def var(self, *, known_patient: bool) -> pd.DataFrame:
         """``genes`` with the trust that goes with the patient: the ``var`` of a prediction."""

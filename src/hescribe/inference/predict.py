@@ -40,9 +40,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     described = predictor.describe(tiles)
     novelty = bundle.novelty.percentile(described.plain)
     obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))
-    trust = bundle.trust_for(known_patient=known)
-    scale = trust.interval_scale(novelty) if trust else np.full(len(novelty), np.nan, dtype=np.float32)
-    obs[keys.INTERVAL_SCALE] = scale
+    obs[keys.INTERVAL_SCALE] = bundle.interval_scale(novelty, known_patient=known)
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in section.adata.obs:
             obs[column] = section.adata.obs[column].to_numpy()

@@ -234,8 +234,7 @@ class SlideJob:
     def _finish(self, work: Work, table: GrowingTable, centres: Centres, plan: dict[str, Any]) -> None:
         n = len(centres)
         novelty = work.rows("novelty", (n, 1)).read(0, n)[:, 0]
-        trust = self.bundle.trust_for(known_patient=self.known_patient)
-        scale = trust.interval_scale(novelty) if trust else np.full(n, np.nan, dtype=np.float32)
+        scale = self.bundle.interval_scale(novelty, known_patient=self.known_patient)
         obs = pd.DataFrame(
             {keys.NOVELTY: novelty, keys.INTERVAL_SCALE: scale}, index=pd.Index([f"tile_{i}" for i in range(n)])
         )
