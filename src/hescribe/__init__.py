@@ -16,7 +16,7 @@ import lazy_loader
 from hescribe.version import __version__
 
 if TYPE_CHECKING:
-    from hescribe import datasets, pl
+    from hescribe import datasets, pl, tl
     from hescribe.inference.bundle import Bundle, load_bundle
     from hescribe.inference.evaluate import evaluate
     from hescribe.inference.predict import predict, predict_sections, read_prediction
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
-    submodules=["datasets", "pl"],
+    submodules=["datasets", "pl", "tl"],
     submod_attrs={
         "inference.bundle": ["Bundle", "load_bundle"],
         "inference.evaluate": ["evaluate"],
@@ -45,5 +45,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 
 __all__ = [
     "Bundle", "Section", "TrainConfig", "__version__", "benchmark", "build_report", "datasets", "evaluate", "load_bundle",
-    "pl", "predict", "predict_sections", "predict_slide", "predict_slides", "read_prediction", "read_sections", "train",
+    "pl", "predict", "predict_sections", "predict_slide", "predict_slides", "read_prediction", "read_sections", "tl",
+    "train",
 ]  # fmt: skip

@@ -1,0 +1,5 @@
+"""The tools under the short name that scanpy's users type: ``hescribe.tl``."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
