@@ -142,6 +142,13 @@ def imputation(args: argparse.Namespace) -> dict[str, object]:
     }  # fmt: skip
 
 
+class AsFloat(nn.Module):
+    """LazySlide takes features to numpy, which knows no bf16."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.float()
+
+
 def against_lazyslide(args: argparse.Namespace) -> dict[str, object]:
     import lazyslide as zs
     from wsidata import open_wsi
@@ -152,7 +159,8 @@ def against_lazyslide(args: argparse.Namespace) -> dict[str, object]:
     wsi = open_wsi(str(slide), store=str(args.cache / "lazyslide.zarr"))
     zs.pp.find_tissues(wsi)
     zs.pp.tile_tissues(wsi, encoder.input_px, mpp=0.5)
-    tiles, module = len(wsi.shapes["tiles"]), encoder.module.float().eval()
+    tiles = len(wsi.shapes["tiles"])
+    module = nn.Sequential(encoder.module.float(), AsFloat()).eval()
 
     def extract(*, amp: bool) -> float:
         start = time.perf_counter()
