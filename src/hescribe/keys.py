@@ -16,6 +16,10 @@ ARRAY_COL = "array_col"
 IN_TISSUE = "in_tissue"
 ANNOTATION = "annotation"  #: label given by a pathologist
 CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
+REGION = "region"  #: name of the region a spot lies in
+REGION_CLUSTER = "region_cluster"  #: number of its cluster, 0 the largest
+REGIONS = "regions"  #: uns: what the clusters are named by
+SCORE = "score_"  #: and a gene set's name
 SECTION = "section_id"
 PATIENT = "patient_id"
 

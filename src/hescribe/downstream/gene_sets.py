@@ -186,7 +186,7 @@ def _warn(
         total = len(set(sets[name]))
         if len(found) < total / 2:
             warnings.warn(f"{name}: the data have {len(found)} of {total} genes", HescribeWarning, stacklevel=3)
-        if weak := untrusted_genes(adata, found, min_expected_pcc):
+        if weak := untrusted_genes(adata, found, min_pcc):
             more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
             warnings.warn(
                 f"{name}: {len(weak)} of {len(found)} genes are below the trust threshold (expected PCC < "
