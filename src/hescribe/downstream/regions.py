@@ -21,8 +21,10 @@ from hescribe.downstream.gene_sets import (
     dense,
     log_expression,
     marker_sets,
+    match_genes,
     score_gene_sets,
     standardised,
+    untrusted_genes,
 )
 from hescribe.downstream.polygons import pitch_px
 from hescribe.errors import InputError
@@ -54,8 +56,8 @@ class RegionSettings:
     cohesion
         What a neighbour in the same cluster counts for: 0 clusters every spot by itself.
     margin
-        By how many standard deviations of the spots a cluster's best score must lead its second best, and lie above
-        the section's mean, to be named.
+        By how many standard deviations of the spots a cluster's best score must lie above the section's mean to give
+        the cluster its name.
     scoring
         As in ``score_gene_sets``.
     min_pcc
@@ -82,7 +84,8 @@ def regions(
 
     The most variable genes are reduced to 15 components, averaged over the neighbourhood, and clustered by k-means;
     then each spot takes the cluster that is best for it and its neighbours (a Potts model, relaxed by iterated
-    conditional modes; Besag 1986). A cluster is named by the set whose standardised score is highest in it.
+    conditional modes; Besag 1986). A cluster is named by the set whose standardised score is highest
+    in it, of those sets more than half of whose genes can be trusted.
 
     Parameters
     ----------
@@ -111,17 +114,27 @@ def regions(
     if adata.n_obs < max(2 * wanted, 8):
         raise InputError(f"{adata.n_obs} spots are too few for {wanted} regions", fix="at least 2 spots a region")
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
-    scores = score_gene_sets(adata, sets or marker_sets(), method=how.scoring, min_pcc=how.min_pcc)
+    sets = sets or marker_sets()
+    scores = score_gene_sets(adata, sets, method=how.scoring, min_pcc=how.min_pcc)
+    naming = [name for name, genes in sets.items() if can_name(adata, genes, how.min_pcc)]
     near = neighbourhood(centres, _spread_px(adata, centres, how.smooth_um))
     components = near @ _components(adata, how)
     labels = relax(components, cluster(components, how.n_clusters, how.seed), adjacency(centres), how.cohesion)
-    return _described(adata, scores, _by_size(labels), how)
+    return _described(adata, scores, _by_size(labels), naming=naming, margin=how.margin)
 
 
-def _described(adata: ad.AnnData, scores: pd.DataFrame, labels: Labels, how: RegionSettings) -> ad.AnnData:
+def can_name(adata: ad.AnnData, genes: list[str], min_pcc: float) -> bool:
+    """Whether more than half of a set's genes can be trusted; of measured data all can."""
+    found = match_genes(adata, genes)
+    return len(found) > 2 * len(untrusted_genes(adata, found, min_pcc))
+
+
+def _described(
+    adata: ad.AnnData, scores: pd.DataFrame, labels: Labels, *, naming: list[str], margin: float
+) -> ad.AnnData:
     own = pd.DataFrame(standardised(scores.to_numpy()), columns=scores.columns)
     means = own.groupby(labels).mean()
-    names = [name_cluster(row, how.margin) for _, row in means.iterrows()]
+    names = [name_cluster(row, margin) for _, row in means[naming].iterrows()]
     out = adata.copy()
     out.obs[keys.REGION_CLUSTER] = labels
     out.obs[keys.REGION] = pd.Categorical([names[i] for i in labels])
@@ -137,11 +150,11 @@ def _described(adata: ad.AnnData, scores: pd.DataFrame, labels: Labels, how: Reg
 
 
 def name_cluster(scores: pd.Series, margin: float) -> str:
-    """The set with the highest of a cluster's standardised scores, if it leads by a margin; else "unclear"."""
-    ordered = scores.sort_values(ascending=False, kind="stable")
-    second = float(ordered.iloc[1]) if len(ordered) > 1 else 0.0
-    best = float(ordered.iloc[0])
-    return str(ordered.index[0]) if best > margin and best - second > margin else UNCLEAR
+    """The set with the highest of a cluster's standardised scores, if it lies above the section's mean; else "unclear"."""
+    if scores.empty:
+        return UNCLEAR
+    best = int(scores.to_numpy(dtype=float).argmax())
+    return str(scores.index[best]) if float(scores.iloc[best]) > margin else UNCLEAR
 
 
 def _components(adata: ad.AnnData, how: RegionSettings) -> Numbers:

@@ -1,0 +1,89 @@
+"""What a tool is given: predictions, or measured sections of a manifest, with their slides where they are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+
+from hescribe import keys
+from hescribe.errors import InputError
+from hescribe.inference.predict import read_prediction
+from hescribe.inference.present import find_predictions
+from hescribe.plots.ground import Thumbnail
+from hescribe.sections import Section, read_sections
+
+
+@dataclass(frozen=True)
+class Given:
+    """One table of expression.
+
+    Attributes
+    ----------
+    name
+        Section id, or the prediction's file without ending.
+    adata
+        Spots × genes.
+    section
+        Its row in the manifest, where there is one.
+    """
+
+    name: str
+    adata: ad.AnnData
+    section: Section | None
+
+    @property
+    def predicted(self) -> bool:
+        """Whether expression was predicted, not measured."""
+        return keys.EXPECTED_PCC in self.adata.var
+
+    @property
+    def thumbnail(self) -> Thumbnail | None:
+        """The slide, small; None where it is not at hand."""
+        return self.section.thumbnail() if self.section is not None and self.section.image else None
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a path is a manifest of sections rather than a prediction or a folder of them."""
+    return path.suffix.lower() in {".csv", ".parquet"} or (path / "sections.csv").is_file()
+
+
+def read_given(path: str | Path, *, sections: str | Path | None = None) -> Iterator[Given]:
+    """Tables of a prediction, of a folder of predictions, or of the measured sections of a manifest, one by one.
+
+    Parameters
+    ----------
+    path
+        Which.
+    sections
+        Manifest that gives the slides of predictions, by section id.
+
+    Raises
+    ------
+    InputError
+        Nothing there, or no section of the manifest was measured.
+    """
+    where = Path(path)
+    if is_manifest(where):
+        measured = [s for s in read_sections(where) if s.has_expression]
+        if not measured:
+            raise InputError("no section has expression", path=where)
+        for section in measured:
+            yield Given(section.section_id, with_mpp(section), section)
+        return
+    known: dict[str, Section] = {s.section_id: s for s in read_sections(sections)} if sections else {}
+    for prediction in find_predictions(where):
+        adata = read_prediction(prediction)
+        said = str(adata.uns[keys.PROVENANCE].get("section_id", prediction.stem))
+        yield Given(prediction.stem, adata, known.get(said) or known.get(prediction.stem))
+
+
+def with_mpp(section: Section) -> ad.AnnData:
+    """Measured counts that state µm per pixel, as a prediction does."""
+    adata = section.adata.copy()
+    told: dict[str, Any] = dict(adata.uns.get(keys.PROVENANCE, {}))
+    adata.uns[keys.PROVENANCE] = {**told, "mpp": float(section.mpp)} if section.image else told
+    return adata
