@@ -144,7 +144,7 @@ def auc_over_time(table: pd.DataFrame, *, unit: str = "months", horizon: float |
     axes.axhline(0.5, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     if horizon is not None:
         axes.axvline(horizon, color=MUTED, lw=0.8)
-        axes.annotate(f"{horizon:g}", (horizon, 1), (3, -9), xycoords=("data", "axes fraction"),
+        axes.annotate(f"{horizon:g} {unit}", (horizon, 0), (3, 4), xycoords=("data", "axes fraction"),
                       textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
     low = float(np.nanmin([0.4, table["low"].min() - 0.02]))
     axes.set(ylim=(max(low, 0), float(min(1.0, table["high"].max() + 0.08))), ylabel="AUC", xlabel=f"Time ({unit})")

@@ -63,14 +63,15 @@ def _once(followed: Followed) -> Draws:
     return np.ones((1, len(followed.time)))
 
 
-def _higher(risk: Values) -> npt.NDArray[np.float32]:
+def _higher(risk: Values) -> npt.NDArray[np.float64]:
     """(n, n): 1 where the row's risk is higher than the column's, ½ where they tie."""
     difference = risk[:, None] - risk[None, :]
-    return (0.5 * (np.sign(difference) + 1)).astype(np.float32)
+    return np.asarray(0.5 * (np.sign(difference) + 1))
 
 
 def _ratio(above: Values, below: Values) -> Values:
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    # Rounded, so that risks that all tie give a half and not a half and a bit
+    return np.round(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0), 12)
 
 
 def concordance(followed: Followed, risk: npt.ArrayLike, draws: Draws | None = None) -> Values:
@@ -103,10 +104,10 @@ def concordance(followed: Followed, risk: npt.ArrayLike, draws: Draws | None = N
     for rows in followed.parts():
         time, event = followed.time[rows], followed.event[rows]
         later = (time[:, None] < time[None, :]) | ((time[:, None] == time[None, :]) & ~event[None, :])
-        pairs = (event[:, None] & later).astype(np.float32)
-        drawn = draws[:, rows].astype(np.float32)
-        below += np.einsum("rj,rj->r", drawn @ pairs, drawn, dtype=np.float64)
-        above += np.einsum("rj,rj->r", drawn @ (pairs * _higher(risk[rows])), drawn, dtype=np.float64)
+        pairs = (event[:, None] & later).astype(np.float64)
+        drawn = draws[:, rows]
+        below += np.einsum("rj,rj->r", drawn @ pairs, drawn)
+        above += np.einsum("rj,rj->r", drawn @ (pairs * _higher(risk[rows])), drawn)
     return _ratio(above, below)
 
 
@@ -164,13 +165,13 @@ def dynamic_auc(
     weight = np.divide(1.0, free, out=np.zeros(len(free)), where=(free > 0) & followed.event)
     above, below = np.zeros((len(draws), len(moments))), np.zeros((len(draws), len(moments)))
     for rows in followed.parts():
-        higher, drawn = _higher(risk[rows]), draws[:, rows].astype(np.float32)
+        higher, drawn = _higher(risk[rows]), draws[:, rows]
         for k, moment in enumerate(moments):
             early = followed.time[rows] <= moment
-            cases = drawn[:, early] * weight[rows][early].astype(np.float32)
+            cases = drawn[:, early] * weight[rows][early]
             controls = drawn[:, ~early]
-            above[:, k] += np.einsum("rj,rj->r", cases @ higher[np.ix_(early, ~early)], controls, dtype=np.float64)
-            below[:, k] += cases.sum(axis=1, dtype=np.float64) * controls.sum(axis=1, dtype=np.float64)
+            above[:, k] += np.einsum("rj,rj->r", cases @ higher[np.ix_(early, ~early)], controls)
+            below[:, k] += cases.sum(axis=1) * controls.sum(axis=1)
     return np.stack([_ratio(above[:, k], below[:, k]) for k in range(len(moments))], axis=1)
 
 
