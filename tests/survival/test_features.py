@@ -14,7 +14,9 @@ from hescribe.survival.features import gene_effects, patient_features, slide_fea
 
 def grid(side: int = 6) -> ad.AnnData:
     y, x = np.divmod(np.arange(side * side), side)
-    adata = ad.AnnData(np.zeros((side * side, 1), np.float32), obs=pd.DataFrame(index=[f"t{i}" for i in range(side * side)]))
+    adata = ad.AnnData(
+        np.zeros((side * side, 1), np.float32), obs=pd.DataFrame(index=[f"t{i}" for i in range(side * side)])
+    )
     adata.obsm[keys.SPATIAL] = np.column_stack([x, y]) * 200.0
     adata.uns[keys.PROVENANCE] = {"mpp": 0.5}
     return adata
@@ -64,7 +66,9 @@ def test_a_slide_without_positions_or_of_other_tiles_is_refused() -> None:
 
 
 def test_patients_are_means_of_slides_by_their_tiles() -> None:
-    slides = pd.DataFrame({"f": [1.0, 4.0, 7.0], "g": [np.nan, 2.0, np.nan], "tiles": [100, 200, 50]}, index=["a", "b", "c"])
+    slides = pd.DataFrame(
+        {"f": [1.0, 4.0, 7.0], "g": [np.nan, 2.0, np.nan], "tiles": [100, 200, 50]}, index=["a", "b", "c"]
+    )
     found = patient_features(slides, {"a": "P", "b": "P", "c": "Q"})
     assert found.loc["P"].tolist() == [3.0, 2.0]
     assert found.loc["Q", "f"] == 7.0

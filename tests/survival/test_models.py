@@ -82,7 +82,10 @@ def test_more_features_than_patients() -> None:
     time, event = rng.exponential(size=40), rng.random(40) < 0.7
     for l1_ratio in (0.0, 1.0):
         path = penalty_path(x, time, event, l1_ratio=l1_ratio)
-        assert all(np.isfinite(m.risk(x.set_axis(map(str, range(120)), axis=1))).all() for m in fit_path(x, time, event, path, l1_ratio=l1_ratio))
+        assert all(
+            np.isfinite(m.risk(x.set_axis(map(str, range(120)), axis=1))).all()
+            for m in fit_path(x, time, event, path, l1_ratio=l1_ratio)
+        )
 
 
 def test_contributions_sum_to_the_risk_and_an_odd_patient_is_held() -> None:

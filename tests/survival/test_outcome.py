@@ -51,7 +51,9 @@ def test_the_figures_agree_with_each_other(result: SurvivalResult) -> None:
     assert score(result, BOTH, HAZARD)["low"] > 1.2
     assert score(result, BOTH, LOGRANK)["value"] < 0.001
     gain = result.differences.set_index(["models", "metric"]).loc[(f"{BOTH} − {CLINICAL}", C_INDEX)]
-    assert gain["value"] == pytest.approx(score(result, BOTH, C_INDEX)["value"] - score(result, CLINICAL, C_INDEX)["value"])
+    assert gain["value"] == pytest.approx(
+        score(result, BOTH, C_INDEX)["value"] - score(result, CLINICAL, C_INDEX)["value"]
+    )
     at = result.auc.query("model == @BOTH and time == 36")["auc"].item()
     assert at == pytest.approx(score(result, BOTH, "AUC at 36")["value"])
     steps = result.calibration.query("model == @BOTH")

@@ -60,12 +60,18 @@ def no_ties(data: Data) -> Data:
     """Times a little apart: then every convention on ties is the same."""
     time, event, risk = data
     rng = np.random.default_rng(0)
-    return time + np.linspace(0, 1e-3, len(time))[rng.permutation(len(time))], event, risk + rng.normal(0, 1e-3, len(risk))
+    return (
+        time + np.linspace(0, 1e-3, len(time))[rng.permutation(len(time))],
+        event,
+        risk + rng.normal(0, 1e-3, len(risk)),
+    )
 
 
 def test_concordance_is_lifelines(data: Data) -> None:
     time, event, risk = data
-    assert concordance(Followed.of(time, event), risk)[0] == pytest.approx(concordance_index(time, -risk, event), abs=1e-6)
+    assert concordance(Followed.of(time, event), risk)[0] == pytest.approx(
+        concordance_index(time, -risk, event), abs=1e-6
+    )
 
 
 def test_auc_is_torchsurv_weighted_by_censoring(data: Data) -> None:
@@ -122,7 +128,11 @@ def test_with_ties_all_are_the_formulas_written_out() -> None:
     assert concordance(followed, risk)[0] == pytest.approx(right / pairs, rel=1e-5)
     late = slow_censoring(time, event, t, before=False)
     loss = sum(
-        weight[i] * predicted[i] ** 2 if time[i] <= t and event[i] else (1 - predicted[i]) ** 2 / late if time[i] > t else 0
+        weight[i] * predicted[i] ** 2
+        if time[i] <= t and event[i]
+        else (1 - predicted[i]) ** 2 / late
+        if time[i] > t
+        else 0
         for i in range(40)
     )
     assert brier(followed, predicted[:, None], t)[0, 0] == pytest.approx(loss / 40)

@@ -20,10 +20,18 @@ from hescribe.errors import HescribeWarning, InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
 from hescribe.io.store import write_atomically
-from hescribe.survival.clinical import PATIENT, SLIDE, join_slides, read_clinical, read_slide_patients, read_tcga, tcga_patient
+from hescribe.survival.clinical import (
+    PATIENT,
+    SLIDE,
+    join_slides,
+    read_clinical,
+    read_slide_patients,
+    read_tcga,
+    tcga_patient,
+)
 from hescribe.survival.clinical import check_clinical as checked
 from hescribe.survival.features import TILES, gene_effects, patient_features, slide_features, tile_contributions
-from hescribe.survival.outcome import BOTH, IMAGE, Kind, SurvivalResult, survival
+from hescribe.survival.outcome import BOTH, IMAGE, MODELS, SurvivalResult, survival
 
 REGION, IN_TLS = "region", "tls"  #: columns of obs that are used where a prediction has them
 TRUSTED_PCC = 0.1  #: expected correlation below which a gene's prediction is mostly noise
@@ -60,7 +68,7 @@ class SurvivalSettings:
     """
 
     horizon: float | None = None
-    model: Kind = "cox"
+    model: str = "cox"
     covariates: tuple[str, ...] = ()
     tissue: str = "lung"
     endpoint: str = ""
@@ -137,6 +145,8 @@ def run_survival(
         Tables or predictions do not fit each other, or nothing can be learned from so little.
     """
     chosen = settings or SurvivalSettings()
+    if chosen.model not in MODELS:
+        raise InputError(f"unknown model {chosen.model!r}", fix=f"known: {', '.join(MODELS)}")
     table = read_follow_up(clinical, chosen)
     owners = read_slide_patients(slides) if slides is not None else None
     paths = find_predictions(predictions)
@@ -149,7 +159,7 @@ def run_survival(
         table,
         covariates=chosen.covariates,
         horizon=chosen.horizon,
-        model=chosen.model,
+        model=chosen.model,  # type: ignore[arg-type] # checked above
         tiles=_bags(found),
         n_folds=chosen.folds,
         n_resamples=chosen.resamples,

@@ -59,7 +59,11 @@ def write_page(
         lead=_lead(result),
         cautions=_cautions(result, main, doubtful),
         cards=_cards(result, main, unit),
-        provenance={"version": __version__, "horizon": f"{result.horizon:g} {unit}", "models": ", ".join(result.held_out)},
+        provenance={
+            "version": __version__,
+            "horizon": f"{result.horizon:g} {unit}",
+            "models": ", ".join(result.held_out),
+        },
     )
 
 
@@ -132,14 +136,18 @@ def _discrimination(result: SurvivalResult, unit: str) -> Chapter:
     tables = [("Scores with 95 % intervals", rows.reset_index(drop=True))]
     if len(result.differences):
         tables.append(("Differences on the same resamples of patients", result.differences))
-    text = ("AUC at a time: the chance that a patient with the event by then had the higher risk than one free of it; 0.5 is a coin.",)
+    text = (
+        "AUC at a time: the chance that a patient with the event by then had the higher risk than one free of it; 0.5 is a coin.",
+    )
     return Chapter("Discrimination", text=text, plates=[plate], tables=tables)
 
 
 def _calibration(result: SurvivalResult, unit: str) -> Chapter:
     figure = calibration(result.calibration, when=f"at {result.horizon:.3g} {unit}")
     rows = result.scores[result.scores["metric"].str.startswith(("calibration", "observed"))].reset_index(drop=True)
-    text = ("Points on the diagonal: as many stay free of the event as were predicted. A slope below 1: risks too extreme.",)
+    text = (
+        "Points on the diagonal: as many stay free of the event as were predicted. A slope below 1: risks too extreme.",
+    )
     plate = Plate(figure, "calibration", "Predicted against observed probabilities by fifths", vector=True)
     return Chapter("Calibration", text=text, plates=[plate], tables=[("Calibration", rows)])
 
@@ -150,7 +158,9 @@ def _attributions(
     out = []
     table = result.coefficients[result.coefficients["model"] == main]
     if (table["coefficient"] != 0).any():
-        plate = Plate(hazard_ratios(table), "hazard_ratios", "Hazard ratios of the features with intervals", vector=True)
+        plate = Plate(
+            hazard_ratios(table), "hazard_ratios", "Hazard ratios of the features with intervals", vector=True
+        )
         kept = table[table["coefficient"] != 0].drop(columns="model")
         strongest = kept.loc[kept["coefficient"].abs().sort_values(ascending=False).index]
         text = ("Fitted on all patients; intervals by fitting again on resampled patients at the same penalty.",)
@@ -162,7 +172,9 @@ def _attributions(
     linear = (table["coefficient"] != 0).any()
     label = "adds to the log hazard" if linear else "attention (1: as the mean tile)"
     plates = [
-        Plate(_tile_map(adata, title, label, diverging=bool(linear)), f"tiles_{k}", f"Map of what each tile says, {title}")
+        Plate(
+            _tile_map(adata, title, label, diverging=bool(linear)), f"tiles_{k}", f"Map of what each tile says, {title}"
+        )
         for k, (title, adata) in enumerate(maps)
         if np.ptp(adata.obs["contribution"]) > 0
     ]

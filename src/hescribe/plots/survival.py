@@ -64,7 +64,9 @@ def kaplan_meier(
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[10, 0.6 + 0.75 * len(names)])
     for name in names:
         part = table[table["group"] == name]
-        _draw_curve(axes, part, label=f"{name}  ({len(part)} patients, {int(part['event'].sum())} events)", colour=palette[name])
+        _draw_curve(
+            axes, part, label=f"{name}  ({len(part)} patients, {int(part['event'].sum())} events)", colour=palette[name]
+        )
     axes.set(ylim=(0, 1.02), xlim=(0, None), ylabel="Free of the event")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(f"Time ({unit})")
@@ -97,7 +99,9 @@ def _draw_curve(axes: Axes, part: pd.DataFrame, *, label: str, colour: str) -> N
     last = followed[min(_ENOUGH, len(followed)) - 1]
     kept = curve.index <= last
     axes.step(curve.index[kept], curve[kept], where="post", color=colour, lw=1.8, label=label)
-    axes.fill_between(band.index[kept], band.iloc[:, 0][kept], band.iloc[:, 1][kept], step="post", color=colour, alpha=0.15, lw=0)
+    axes.fill_between(
+        band.index[kept], band.iloc[:, 0][kept], band.iloc[:, 1][kept], step="post", color=colour, alpha=0.15, lw=0
+    )
     ended = part.loc[~part["event"] & (part["time"] <= last), "time"]
     if len(ended):
         height = np.asarray(fit.survival_function_at_times(ended))

@@ -69,7 +69,9 @@ def check_clinical(
     clinical[EVENT] = _events(clinical[EVENT], path)
     known = clinical[TIME].notna() & clinical[EVENT].notna()
     if not known.all():
-        warnings.warn(f"{int((~known).sum())} patients without time or event are left out", HescribeWarning, stacklevel=2)
+        warnings.warn(
+            f"{int((~known).sum())} patients without time or event are left out", HescribeWarning, stacklevel=2
+        )
     clinical = clinical[known]
     clinical[EVENT] = clinical[EVENT].astype(bool)
     check_events(clinical, path=path)
@@ -100,7 +102,9 @@ def check_events(clinical: pd.DataFrame, *, path: str | Path | None = None) -> N
     if events == 0:
         raise InputError(f"all {len(clinical)} patients are censored: there is no outcome to learn from", path=path)
     if events < LEAST_EVENTS:
-        raise InputError(f"only {events} of {len(clinical)} patients had the event; at least {LEAST_EVENTS} are needed", path=path)
+        raise InputError(
+            f"only {events} of {len(clinical)} patients had the event; at least {LEAST_EVENTS} are needed", path=path
+        )
 
 
 def _times(column: pd.Series, path: str | Path | None) -> pd.Series:
@@ -204,7 +208,8 @@ def join_slides(
         )
     if without and not drop_missing:
         raise InputError(
-            f"{len(without)} patients have no slide, such as {without[0]!r}", fix="pass --drop-missing to leave them out"
+            f"{len(without)} patients have no slide, such as {without[0]!r}",
+            fix="pass --drop-missing to leave them out",
         )
     strangers = seen - set(clinical.index)
     for number, what in ((len(without), "without slides"), (len(strangers), "with slides but no follow-up")):
@@ -317,7 +322,12 @@ def _read_table(path: str | Path, *, unknown: Sequence[str] = ()) -> pd.DataFram
         separator = "\t" if file.suffix in {".tsv", ".txt"} else ","
         comment = "#" if file.name.startswith("data_clinical") else None
         return pd.read_csv(
-            file, sep=separator, comment=comment, dtype={PATIENT: str, SLIDE: str}, na_values=list(unknown), low_memory=False
+            file,
+            sep=separator,
+            comment=comment,
+            dtype={PATIENT: str, SLIDE: str},
+            na_values=list(unknown),
+            low_memory=False,
         )
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise InputError(f"cannot be read as a table: {error}", path=file) from error

@@ -197,7 +197,9 @@ def assign_folds(event: npt.ArrayLike, n_folds: int, *, seed: int) -> Rows:
     """
     flags = np.asarray(event, dtype=bool)
     if n_folds < 2 or flags.sum() < 2 * n_folds:
-        raise InputError(f"{int(flags.sum())} events cannot be split into {n_folds} folds", fix="fewer folds, at least 2")
+        raise InputError(
+            f"{int(flags.sum())} events cannot be split into {n_folds} folds", fix="fewer folds, at least 2"
+        )
     rng = np.random.default_rng(seed)
     fold = np.empty(len(flags), dtype=np.intp)
     filled = 0
@@ -208,7 +210,9 @@ def assign_folds(event: npt.ArrayLike, n_folds: int, *, seed: int) -> Rows:
     return fold
 
 
-def choose_setting(learner: Learner, rows: Rows, follow_up: tuple[Values, npt.NDArray[np.bool_]], *, folds: Rows) -> float:
+def choose_setting(
+    learner: Learner, rows: Rows, follow_up: tuple[Values, npt.NDArray[np.bool_]], *, folds: Rows
+) -> float:
     """The setting under which patients left out are most likely.
 
     The criterion is Verweij and van Houwelingen's: the partial likelihood of all patients less that of the training

@@ -104,9 +104,7 @@ def _check(adata: ad.AnnData, **tables: pd.DataFrame | pd.Series | None) -> None
             raise InputError(f"{name} are of other tiles than the slide's")
 
 
-def _region_features(
-    regions: pd.Series, weights: sparse.csr_matrix, names: Sequence[str] | None
-) -> dict[str, float]:
+def _region_features(regions: pd.Series, weights: sparse.csr_matrix, names: Sequence[str] | None) -> dict[str, float]:
     labels = regions.astype(object).where(regions.notna(), None).map(lambda v: None if v is None else str(v))
     known = sorted(map(str, labels.dropna().unique() if names is None else names))
     member = np.stack([(labels == r).to_numpy(dtype=np.float64) for r in known], axis=1)
@@ -124,7 +122,9 @@ def _region_features(
     return out
 
 
-def _tls_features(inside: npt.NDArray[np.bool_], weights: sparse.csr_matrix, area_mm2: float | None) -> dict[str, float]:
+def _tls_features(
+    inside: npt.NDArray[np.bool_], weights: sparse.csr_matrix, area_mm2: float | None
+) -> dict[str, float]:
     number = int(connected_components(weights[inside][:, inside], directed=False)[0]) if inside.any() else 0
     size = area_mm2 if area_mm2 is not None else len(inside) / 1000
     return {f"{TLS}:fraction": float(inside.mean()), f"{TLS}:number": number / size}

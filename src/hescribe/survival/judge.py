@@ -27,7 +27,12 @@ from hescribe.survival.scores import (
 
 _FIFTHS = 5
 C_INDEX, MEAN_AUC, IBS, IBS_NONE = "C-index", "mean AUC", "integrated Brier score", "the same of Kaplan–Meier"
-SLOPE, RATIO, LOGRANK, HAZARD = "calibration slope", "observed / expected events", "log-rank p", "hazard ratio high / low"
+SLOPE, RATIO, LOGRANK, HAZARD = (
+    "calibration slope",
+    "observed / expected events",
+    "log-rank p",
+    "hazard ratio high / low",
+)
 
 
 def auc_name(horizon: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from hescribe.survival.scores import Draws, Followed, draw_patients
 
 Values = npt.NDArray[np.float64]  #: (n,)
 Kind = Literal["cox", "attention"]
+MODELS = get_args(Kind)
 
 CLINICAL, IMAGE, BOTH = "clinical", "image", "image + clinical"
 _MOMENTS = 15  #: times at which AUC and Brier score are taken
@@ -219,7 +220,7 @@ def _learners(
             out[BOTH] = CoxLearner(both, time, event, clinical=names, l1_ratio=l1)
         return out
     if kind != "attention":
-        raise InputError(f"unknown model {kind!r}", fix="known: cox, attention")
+        raise InputError(f"unknown model {kind!r}", fix=f"known: {', '.join(MODELS)}")
     if tiles is None or any(p not in tiles for p in features.index):
         raise InputError("attention needs the tiles of every patient")
     bags = [np.asarray(tiles[p], dtype=np.float32) for p in features.index]

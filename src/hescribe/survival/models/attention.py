@@ -109,7 +109,9 @@ class AttentionModel:
 
 
 def _scaled(bags: Bags, tiles: Scaling, covariates: Scaling) -> Bags:
-    return Bags([tiles.apply(t.astype(np.float64)).astype(np.float32) for t in bags.tiles], covariates.apply(bags.covariates))
+    return Bags(
+        [tiles.apply(t.astype(np.float64)).astype(np.float32) for t in bags.tiles], covariates.apply(bags.covariates)
+    )
 
 
 def _tensors(bags: Bags) -> tuple[Tensor, Tensor, Tensor]:

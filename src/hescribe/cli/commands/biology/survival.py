@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,21 +11,16 @@ from hescribe.cli import options as o
 from hescribe.cli.config import write_resolved
 
 
-class Model(StrEnum):
-    """What is fitted."""
-
-    cox = "cox"
-    attention = "attention"
-
-
 def survival(
     context: typer.Context,
     predictions: Annotated[Path, typer.Argument(help="Folder of predictions (.zarr), one a slide.")],
     clinical: Annotated[Path, typer.Option("--clinical", help="Table: patient_id, time, event and covariates.")],
     output: o.Output,
     slides: Annotated[Path | None, typer.Option(help="Table slide_id, patient_id; by default as predicted.")] = None,
-    horizon: Annotated[float | None, typer.Option(help="Time of the headline AUC; default: median time of events.")] = None,
-    model: Annotated[Model, typer.Option(help="Penalised Cox on features, or attention over tiles.")] = Model.cox,
+    horizon: Annotated[
+        float | None, typer.Option(help="Time of the headline AUC; default: median time of events.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="cox: penalised, on features; attention: over tiles.")] = "cox",
     covariates: Annotated[str, typer.Option(help="Clinical columns to use, with commas.")] = "",
     tissue: Annotated[str, typer.Option(help="Whose marker genes are scored.")] = "lung",
     endpoint: Annotated[
@@ -50,7 +44,7 @@ def survival(
         slides=slides,
         settings=SurvivalSettings(
             horizon=horizon,
-            model=model.value,
+            model=model,
             covariates=tuple(o.split_list(covariates)),
             tissue=tissue,
             endpoint=endpoint,
