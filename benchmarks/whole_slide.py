@@ -40,8 +40,9 @@ from hescribe.inference.slides.features import load_module
 from hescribe.inference.slides.plan import BATCH, Work
 from hescribe.inference.trust import Novelty
 from hescribe.methods import METHODS
-from hescribe.methods.base import Origin, Shapes
+from hescribe.methods.base import JointModel, Origin, Shapes
 from hescribe.methods.layers import Standardise
+from hescribe.reference import Reference
 from hescribe.types import Context
 
 BLOCK, MPP, QUALITY = 256, 0.5, 80
@@ -105,23 +106,30 @@ def blocks(image: np.ndarray, length: int) -> Iterator[np.ndarray]:
             yield block
 
 
-def make_bundle(encoder: Encoder, genes: int, method: str) -> Bundle:
+def make_bundle(encoder: Encoder, genes: int, method: str, spots: int = 400) -> Bundle:
     """A bundle of the right shapes, learned from noise: the time and memory it takes do not depend on what it says."""
     rng = np.random.default_rng(0)
     row = METHODS[method]
     config = row.config()
     context: Context = getattr(config, "context", Context())
-    width, spots = context.width(encoder.width), 400
+    width = context.width(encoder.width)
     features = rng.normal(size=(spots, width)).astype("f")
     expression = sparse.random(spots, genes, density=0.2, random_state=0, dtype=np.float32, format="csr")
     origin = Origin(np.arange(spots) // 100, np.arange(spots) // 200)
     model = row.build(Standardise(width), Shapes(width, min(genes, 1000), genes), config)
-    model.solve(features, expression, origin)  # type: ignore[operator]
     names = pd.Index([f"G{i}" for i in range(genes)])
+    reference = None
+    if isinstance(model, JointModel):
+        model.tower.learn(torch.from_numpy(features))  # type: ignore[operator, union-attr]
+        keys_of_spots = rng.normal(size=(spots, 256)).astype("f")
+        obs = pd.DataFrame(index=pd.RangeIndex(spots).astype(str))
+        reference = Reference(keys_of_spots, expression, tuple(names), obs)
+    else:
+        model.solve(features, expression, origin)  # type: ignore[operator]
     table = pd.DataFrame({keys.IN_PANEL: False, keys.EXPECTED_PCC: 0.1, keys.INTERVAL: 1.0}, index=names)
     novelty = Novelty.fit(rng.normal(size=(spots, encoder.width)).astype("f"), origin.section)
     return Bundle(
-        method, config, encoder, Extraction(context=context), model.eval(), None, table, novelty, None,  # type: ignore[arg-type]
+        method, config, encoder, Extraction(context=context), model.eval(), reference, table, novelty, None,  # type: ignore[arg-type]
         pd.DataFrame(), {"sections": {}, "version": "0"}, hash=f"{method}-{genes}",
     )  # fmt: skip
 

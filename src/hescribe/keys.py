@@ -16,6 +16,9 @@ ARRAY_COL = "array_col"
 IN_TISSUE = "in_tissue"
 ANNOTATION = "annotation"  #: label given by a pathologist
 CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
+TLS = "tls"  #: number of the lymphoid structure, 0 outside; uns: how they were called
+TLS_SCORE = "tls_score"  #: smoothed score
+TLS_Z = "tls_z"  #: how far the smoothed score stands out from scores dealt out at random
 SECTION = "section_id"
 PATIENT = "patient_id"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,8 @@ from hescribe.types import Expression, Features, SparseExpression
 
 BUDGET_BYTES = 256 * 2**20  #: largest similarity block ever held
 MAP_FROM_BYTES = 256 * 2**20  #: arrays from this size on are memory-mapped
+DENSE_BYTES = 256 * 2**20  #: up to this size a dense copy of the expression is kept for imputation
+_GENES_AT_ONCE = 64  #: columns of the dense copy that are blended together; their rows stay in a processor's cache
 
 
 class Neighbours(NamedTuple):
@@ -106,7 +109,32 @@ class Reference:
 
     def blend_expression(self, weights: SparseExpression) -> Expression:
         """(n, m) weights × expression, (n, g) float32."""
-        return np.asarray((weights @ self.expression).toarray(), dtype=np.float32)
+        if self._dense is None:
+            return np.asarray((weights @ self.expression).toarray(), dtype=np.float32)
+        rows = torch.tensor(weights.indices, dtype=torch.int64)
+        starts = torch.tensor(weights.indptr, dtype=torch.int64)
+        shares = torch.tensor(weights.data, dtype=torch.float32)
+        out = torch.empty(weights.shape[0], self.expression.shape[1])
+        for part, block in zip(out.split(_GENES_AT_ONCE, dim=1), self._dense, strict=True):
+            part.copy_(
+                F.embedding_bag(rows, block, starts, mode="sum", per_sample_weights=shares, include_last_offset=True)
+            )
+        return out.numpy()
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor, ...] | None:
+        """The expression in blocks of columns, (m, 64) each; None where it would be too large.
+
+        Half of the work of a sparse product goes into finding out what is where. Means of 50 rows of dense blocks
+        that fit a processor's cache take a tenth of its time.
+        """
+        spots, genes = self.expression.shape
+        if 4 * spots * genes > DENSE_BYTES:
+            return None
+        columns = self.expression.tocsc()
+        starts = range(0, genes, _GENES_AT_ONCE)
+        blocks = (columns[:, i : i + _GENES_AT_ONCE].toarray(order="C") for i in starts)
+        return tuple(torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)) for block in blocks)
 
     def blend_cell_types(self, weights: SparseExpression) -> pd.DataFrame | None:
         """(n, m) weights × compositions, n rows × types; None where the reference has none.

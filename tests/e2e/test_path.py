@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from hescribe import keys
+from hescribe.datasets.synthetic import make_synthetic
 from hescribe.errors import BundleError, LeakageError
 from hescribe.evaluation import score_section
 from hescribe.inference import Bundle, load_bundle, predict, predict_sections, read_prediction
 from hescribe.inference.evaluate import evaluate, write_evaluation
 from hescribe.methods import METHODS
-from hescribe.sections import Section
+from hescribe.sections import Section, read_sections
 from hescribe.training import train
 from tests.e2e.conftest import settings
 
@@ -121,12 +122,21 @@ def test_same_seed_same_bundle(bleep: Fitted, sections: list[Section], tmp_path:
     np.testing.assert_array_equal(predict(again, sections[2]).X, predict(bleep[0], sections[2]).X)
 
 
+@pytest.fixture(scope="module")
+def few_spots(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
+    """Sections so small that 24 tiles around each spot are soon encoded."""
+    folder = tmp_path_factory.mktemp("few") / "data"
+    return read_sections(make_synthetic(folder, n_patients=3, n_sections=1, side_um=600, mpp=1.0, n_genes=260, seed=3))
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_goes_the_whole_way(name: str, sections: list[Section], tmp_path: Path) -> None:
+def test_every_method_goes_the_whole_way(name: str, few_spots: list[Section], tmp_path: Path) -> None:
     short = {"epochs": 2} if "optimisation" in METHODS[name].config.model_fields else {}
-    bundle = train(sections[:2], settings(name, inner_folds=0, views=1, **short), output=tmp_path / "b")
-    prediction = predict(load_bundle(tmp_path / "b"), sections[2])
-    np.testing.assert_array_equal(prediction.X, predict(bundle, sections[2]).X)
+    options = {"neighbours": 3} if name == "triplex" else {}
+    config = settings(name, inner_folds=0, views=1, options=options, **short)
+    bundle = train(few_spots[:2], config, output=tmp_path / "b")
+    prediction = predict(load_bundle(tmp_path / "b"), few_spots[2])
+    np.testing.assert_array_equal(prediction.X, predict(bundle, few_spots[2]).X)
     assert np.isnan(prediction.var[keys.EXPECTED_PCC]).all()  # nothing was left out, so nothing is claimed
 
 
