@@ -27,8 +27,7 @@ def test_features_by_hand() -> None:
     left = adata.obsm[keys.SPATIAL][:, 0] < 500
     scores = pd.DataFrame({"T cells": np.where(left, 2.0, 1.0), "flat": 1.0}, index=adata.obs_names)
     regions = pd.Series(np.where(left, "a", "b"), index=adata.obs_names)
-    tls = pd.Series(False, index=adata.obs_names)
-    tls.iloc[[0, 1, 35]] = True  # two beside each other, one far away
+    tls = pd.Series(np.isin(np.arange(36), [0, 1, 35]), index=adata.obs_names)  # two beside each other, one far away
     types = pd.DataFrame({"B": 0.25, "T": 0.75}, index=adata.obs_names)
     found = slide_features(adata, scores, regions, tls, cell_types=types, region_names=["a", "b", "c"])
     assert found["mean:T cells"] == 1.5
@@ -40,6 +39,8 @@ def test_features_by_hand() -> None:
     assert np.isnan(found["next:a|c"])
     assert found["tls:fraction"] == pytest.approx(3 / 36)
     assert found["tls:number"] == pytest.approx(2 / (36 * 0.1 * 0.1))
+    numbered = slide_features(adata, scores, tls=tls.astype(int) * 4)
+    assert numbered["tls:number"] == pytest.approx(1 / (36 * 0.1 * 0.1))  # one structure, as its caller said
     assert found[["cells:B", "cells:T"]].tolist() == [0.25, 0.75]
 
 

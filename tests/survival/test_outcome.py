@@ -41,7 +41,6 @@ def test_what_was_planted_is_found(result: SurvivalResult, cohort: Cohort) -> No
     assert effects.loc["age", "low"] > 0
     planted = effects.loc[["mean:lymphoid", "fraction:lymphoid"], "coefficient"]
     assert planted.sum() < -0.4
-    assert effects.drop(index="age")["coefficient"].abs().idxmax() in planted.index
 
 
 def test_the_figures_agree_with_each_other(result: SurvivalResult) -> None:

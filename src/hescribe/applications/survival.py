@@ -15,14 +15,15 @@ from tqdm.auto import tqdm
 
 from hescribe import keys
 from hescribe.applications.survival_page import write_page
-from hescribe.downstream.gene_sets import marker_sets, score_gene_sets
+from hescribe.downstream.gene_sets import MIN_PCC, marker_sets, match_genes, score_gene_sets, untrusted_genes
+from hescribe.downstream.tls.call import TLSSettings, tls
+from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
 from hescribe.io.store import write_atomically
 from hescribe.survival.clinical import (
     PATIENT,
-    SLIDE,
     join_slides,
     read_clinical,
     read_slide_patients,
@@ -33,8 +34,9 @@ from hescribe.survival.clinical import check_clinical as checked
 from hescribe.survival.features import TILES, gene_effects, patient_features, slide_features, tile_contributions
 from hescribe.survival.outcome import BOTH, IMAGE, MODELS, SurvivalResult, survival
 
-REGION, IN_TLS = "region", "tls"  #: columns of obs that are used where a prediction has them
-TRUSTED_PCC = 0.1  #: expected correlation below which a gene's prediction is mostly noise
+REGION = "region"  #: column of obs that is used where a prediction has it; a label means the same on all slides
+LYMPHOID = "lymphoid structures"  #: name of the score by the 22 genes that speak for them
+_PERMUTATIONS = 99  #: of the calls of structures: enough for their level of 5 %, and slides are many
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class SurvivalSettings:
         Of TCGA; empty: all.
     unit
         Of time, for the figures.
+    call_tls
+        Call lymphoid structures on predictions that do not have them.
     drop_missing
         Leave out patients without slides.
     folds
@@ -74,6 +78,7 @@ class SurvivalSettings:
     endpoint: str = ""
     cancers: tuple[str, ...] = ()
     unit: str = "months"
+    call_tls: bool = False
     drop_missing: bool = False
     folds: int = 5
     resamples: int = 500
@@ -106,7 +111,7 @@ class Slides:
     owner: dict[str, str]
     paths: dict[str, Path]
     tiles: dict[str, npt.NDArray[np.float32]]
-    sets: Mapping[str, Sequence[str]]
+    sets: Mapping[str, list[str]]
     genes: list[str]
     doubtful: list[str] = field(default_factory=list)
 
@@ -152,7 +157,7 @@ def run_survival(
     paths = find_predictions(predictions)
     owner = {p: patient_of(p, owners, tcga=bool(chosen.endpoint)) for p in paths}
     table, strangers = join_slides(table, owner.values(), drop_missing=chosen.drop_missing)
-    found = read_slides({p: o for p, o in owner.items() if o not in strangers}, chosen.tissue)
+    found = read_slides({p: o for p, o in owner.items() if o not in strangers}, chosen)
     features = patient_features(found.features, found.owner)
     result = survival(
         features,
@@ -208,54 +213,87 @@ def patient_of(path: Path, owners: Mapping[str, str] | None, *, tcga: bool) -> s
     return patient
 
 
-def read_slides(owner: Mapping[Path, str], tissue: str) -> Slides:
+def read_slides(owner: Mapping[Path, str], settings: SurvivalSettings) -> Slides:
     """Features of each prediction, one in memory at a time.
 
     Parameters
     ----------
     owner
         Prediction → patient.
-    tissue
-        Whose marker sets are scored.
+    settings
+        Whose marker sets are scored, and whether structures are called.
     """
-    sets = marker_sets(tissue)
     rows: dict[str, pd.Series] = {}
+    sets: dict[str, list[str]] = {}
     found = Slides(pd.DataFrame(), {}, {}, {}, sets, [])
     doubtful: set[str] = set()
     names = _all_regions(list(owner))
     for path, patient in tqdm(owner.items(), desc="features", unit="slide", disable=None):
         adata, slide = read_prediction(path), path.name.removesuffix(".zarr")
+        if not sets:
+            sets.update(usable_sets(adata, settings.tissue))
+            found.genes = list(map(str, adata.var_names))
         try:
-            scores, row = describe(adata, sets, region_names=names)
+            scores, row = describe(adata, sets, region_names=names, call_tls=settings.call_tls)
         except InputError as error:
             raise InputError(str(error), path=path) from error
         row[TILES] = float(adata.n_obs)
         rows[slide], found.owner[slide], found.paths[slide] = row, patient, path
         found.tiles[slide] = scores.to_numpy(dtype=np.float32)
-        doubtful |= set(untrusted(adata, sets))
-        found.genes = found.genes or list(map(str, adata.var_names))
+        for genes in sets.values():
+            doubtful |= set(untrusted_genes(adata, match_genes(adata, genes), MIN_PCC))
     found.features = pd.DataFrame(rows).T
     found.doubtful = sorted(doubtful)
     if doubtful:
         warnings.warn(
-            f"scores use genes whose expected correlation is below {TRUSTED_PCC:g}: {', '.join(found.doubtful)}",
+            f"scores use genes whose expected correlation is below {MIN_PCC:g}: {', '.join(found.doubtful)}",
             HescribeWarning,
             stacklevel=2,
         )
     return found
 
 
+def usable_sets(adata: ad.AnnData, tissue: str) -> dict[str, list[str]]:
+    """Marker sets of the tissue and the genes of lymphoid structures, as far as the predictions have their genes.
+
+    Raises
+    ------
+    InputError
+        They have none of any, or the tissue is unknown.
+    """
+    wanted = {**marker_sets(tissue), LYMPHOID: tls_gene_sets()["signature"]}
+    names = adata.var_names.to_numpy(dtype=str)
+    there = {name: [str(g) for g in names[match_genes(adata, list(genes))]] for name, genes in wanted.items()}
+    usable = {name: genes for name, genes in there.items() if genes}
+    if not usable:
+        raise InputError(f"the predictions have no marker gene of {tissue!r} (they have {', '.join(names[:3])}, …)")
+    if missing := [name for name in there if name not in usable]:
+        warnings.warn(f"no gene is predicted of: {', '.join(missing)}", HescribeWarning, stacklevel=2)
+    return usable
+
+
 def describe(
-    adata: ad.AnnData, sets: Mapping[str, Sequence[str]], *, region_names: Sequence[str] | None = None
+    adata: ad.AnnData,
+    sets: Mapping[str, list[str]],
+    *,
+    region_names: Sequence[str] | None = None,
+    call_tls: bool = False,
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Gene-set scores of a slide's tiles, and the slide's features from them and from what ``obs`` says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HescribeWarning)  # doubtful genes are named once, for all slides
         scores = score_gene_sets(adata, sets, method="mean")
-    regions = adata.obs[REGION] if REGION in adata.obs else None
-    tls = adata.obs[IN_TLS].astype(bool) if IN_TLS in adata.obs else None
-    types = adata.obsm.get(keys.CELL_TYPES)
-    return scores, slide_features(adata, scores, regions, tls, cell_types=types, region_names=region_names)
+        if call_tls and keys.TLS not in adata.obs:
+            tls(adata, settings=TLSSettings(permutations=_PERMUTATIONS))
+    found = slide_features(
+        adata,
+        scores,
+        adata.obs.get(REGION),
+        adata.obs.get(keys.TLS),
+        cell_types=adata.obsm.get(keys.CELL_TYPES),
+        region_names=region_names,
+    )
+    return scores, found
 
 
 def _all_regions(paths: Sequence[Path]) -> list[str] | None:
@@ -265,15 +303,6 @@ def _all_regions(paths: Sequence[Path]) -> list[str] | None:
         if REGION in obs:
             names |= set(map(str, obs[REGION].dropna().unique()))
     return sorted(names) or None
-
-
-def untrusted(adata: ad.AnnData, sets: Mapping[str, Sequence[str]]) -> list[str]:
-    """Genes of the sets whose predictions are mostly noise."""
-    if keys.EXPECTED_PCC not in adata.var:
-        return []
-    expected = adata.var[keys.EXPECTED_PCC]
-    used = {g for members in sets.values() for g in members}
-    return [str(g) for g in adata.var_names if g in used and expected[g] < TRUSTED_PCC]
 
 
 def _bags(found: Slides) -> dict[str, npt.NDArray[np.float32]]:
@@ -313,13 +342,12 @@ def _maps(result: SurvivalResult, found: Slides) -> list[tuple[str, ad.AnnData]]
 
 
 def _tile_values(
-    result: SurvivalResult, name: str, adata: ad.AnnData, sets: Mapping[str, Sequence[str]]
+    result: SurvivalResult, name: str, adata: ad.AnnData, sets: Mapping[str, list[str]]
 ) -> npt.NDArray[np.float64]:
     scores, _ = describe(adata, sets)
     effects = _per_unit(result)
     if effects is not None:
-        regions = adata.obs[REGION] if REGION in adata.obs else None
-        return tile_contributions(effects[0], scores, regions, reference=effects[1])
+        return tile_contributions(effects[0], scores, adata.obs.get(REGION), reference=effects[1])
     from hescribe.survival.models.attention import AttentionModel, Bags
 
     model = getattr(result.final[name], "model", None)
@@ -339,6 +367,3 @@ def _write_tables(folder: Path, features: pd.DataFrame, result: SurvivalResult, 
     result.auc.to_csv(folder / "auc.csv", index=False)
     result.calibration.to_csv(folder / "calibration.csv", index=False)
     genes.to_csv(folder / "genes.csv", index=False)
-
-
-__all__ = ["SLIDE", "SurvivalSettings", "run_survival"]

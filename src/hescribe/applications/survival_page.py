@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from hescribe.plots.maps import obs_map
 from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
@@ -183,7 +184,7 @@ def _attributions(
     return out
 
 
-def _tile_map(adata: ad.AnnData, title: str, label: str, *, diverging: bool):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _tile_map(adata: ad.AnnData, title: str, label: str, *, diverging: bool) -> Figure:
     values = adata.obs["contribution"]
     far = float(np.quantile(np.abs(values), 0.99)) or 1.0
     if diverging:

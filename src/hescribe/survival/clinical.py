@@ -115,8 +115,8 @@ def _times(column: pd.Series, path: str | Path | None) -> pd.Series:
     if np.isinf(times).any():
         raise InputError(f"the time of patient {np.isinf(times).idxmax()!r} is infinite", path=path)
     if (times < 0).any():
-        patient = (times < 0).idxmax()
-        raise InputError(f"negative time {times[patient]:g} of patient {patient!r}", path=path)
+        first = times[times < 0]
+        raise InputError(f"negative time {first.iloc[0]:g} of patient {first.index[0]!r}", path=path)
     return times.astype(np.float64)
 
 
@@ -275,7 +275,7 @@ def _from_cdr(table: pd.DataFrame, endpoint: str, path: str | Path) -> pd.DataFr
             PATIENT: table["bcr_patient_barcode"].str.slice(0, 12),
             TIME: pd.to_numeric(table[f"{endpoint}.time"], errors="coerce") / _DAYS_A_MONTH,
             EVENT: pd.to_numeric(table[endpoint], errors="coerce"),
-            "age": pd.to_numeric(table.get("age_at_initial_pathologic_diagnosis"), errors="coerce"),
+            "age": _numbers(table, "age_at_initial_pathologic_diagnosis"),
             "sex": table.get("gender"),
             "stage": stage.map(stage_number),
             "cancer": table.get("type"),
@@ -293,12 +293,17 @@ def _from_cbioportal(table: pd.DataFrame, endpoint: str, path: str | Path) -> pd
             PATIENT: table["PATIENT_ID"].str.slice(0, 12),
             TIME: pd.to_numeric(table[f"{name}_MONTHS"], errors="coerce"),
             EVENT: pd.to_numeric(table[f"{name}_STATUS"].astype(str).str.slice(0, 1), errors="coerce"),
-            "age": pd.to_numeric(table.get("AGE"), errors="coerce"),
+            "age": _numbers(table, "AGE"),
             "sex": table.get("SEX"),
             "stage": stage.map(stage_number),
             "cancer": table.get("CANCER_TYPE_ACRONYM"),
         }
     )
+
+
+def _numbers(table: pd.DataFrame, column: str) -> pd.Series:
+    values = table[column] if column in table else pd.Series(np.nan, index=table.index)
+    return pd.to_numeric(values, errors="coerce")
 
 
 def stage_number(text: object) -> float:

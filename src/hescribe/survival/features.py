@@ -56,7 +56,8 @@ def slide_features(
     regions
         (n,) a label each; the same label must mean the same on all slides. Missing: in no region.
     tls
-        (n,) bool: inside a tertiary lymphoid structure.
+        (n,) number of the tertiary lymphoid structure a tile lies in, 0 outside; or bool, where each connected group of
+        tiles is one.
     cell_types
         (n, c) proportions.
     region_names
@@ -88,7 +89,7 @@ def slide_features(
         out |= _region_features(regions, weights, region_names)
     if tls is not None:
         area = _area_mm2(adata, centres, mpp)
-        out |= _tls_features(tls.fillna(value=False).to_numpy(dtype=bool), weights, area)
+        out |= _tls_features(tls.fillna(0).to_numpy(), weights, area)
     if cell_types is not None:
         out |= {f"{CELLS}:{c}": float(v) for c, v in cell_types.mean().items()}
     return pd.Series(out, dtype=np.float64)
@@ -123,9 +124,13 @@ def _region_features(regions: pd.Series, weights: sparse.csr_matrix, names: Sequ
 
 
 def _tls_features(
-    inside: npt.NDArray[np.bool_], weights: sparse.csr_matrix, area_mm2: float | None
+    labels: npt.NDArray[np.generic], weights: sparse.csr_matrix, area_mm2: float | None
 ) -> dict[str, float]:
-    number = int(connected_components(weights[inside][:, inside], directed=False)[0]) if inside.any() else 0
+    inside = labels.astype(bool)
+    if labels.dtype == bool:
+        number = int(connected_components(weights[inside][:, inside], directed=False)[0]) if inside.any() else 0
+    else:
+        number = len(np.unique(labels[inside]))
     size = area_mm2 if area_mm2 is not None else len(inside) / 1000
     return {f"{TLS}:fraction": float(inside.mean()), f"{TLS}:number": number / size}
 

@@ -11,9 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe.errors import InputError
-from hescribe.survival.models.attention import Bags
 from hescribe.survival.clinical import EVENT, TIME, check_clinical, encode_covariates
-from hescribe.survival.models.cox import fit_path
 from hescribe.survival.crossval import (
     CLINICAL_FACTOR,
     AttentionLearner,
@@ -27,6 +25,8 @@ from hescribe.survival.crossval import (
     cross_validate,
 )
 from hescribe.survival.judge import auc_curve, calibration_table, compare, score_model
+from hescribe.survival.models.attention import Bags
+from hescribe.survival.models.cox import fit_path
 from hescribe.survival.scores import Draws, Followed, draw_patients
 
 Values = npt.NDArray[np.float64]  #: (n,)

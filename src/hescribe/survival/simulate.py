@@ -142,7 +142,7 @@ def _tiles(layout: npt.NDArray[np.intp], rng: np.random.Generator) -> ad.AnnData
     tissue_of_gene = np.repeat(np.arange(len(TISSUES)), [len(SETS[t]) for t in TISSUES])
     expression = 1.0 + (labels[:, None] == tissue_of_gene) + rng.normal(0.0, _NOISE, (len(labels), len(genes)))
     y, x = np.divmod(np.arange(len(labels)), layout.shape[1])
-    region = pd.Categorical.from_codes(labels, list(TISSUES))
+    region = pd.Categorical(np.array(TISSUES)[labels], categories=list(TISSUES))
     tiles = ad.AnnData(
         X=np.maximum(expression, 0).astype(np.float32),
         obs=pd.DataFrame({"region": region}, index=[f"{a}x{b}" for a, b in zip(x, y, strict=True)]),

@@ -28,6 +28,9 @@ def survival(
     ] = "",
     cancers: Annotated[str, typer.Option(help="With --endpoint: only these, e.g. LUAD,LUSC.")] = "",
     unit: Annotated[str, typer.Option(help="Of time, for the figures.")] = "months",
+    call_tls: Annotated[
+        bool, typer.Option("--call-tls", help="Call lymphoid structures on predictions that do not have them.")
+    ] = False,
     drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out patients without slides.")] = False,
     folds: Annotated[int, typer.Option(min=2, help="Of the outer cross-validation.")] = 5,
     resamples: Annotated[int, typer.Option(min=10, help="Of patients, for intervals.")] = 500,
@@ -50,6 +53,7 @@ def survival(
             endpoint=endpoint,
             cancers=tuple(o.split_list(cancers)),
             unit=unit,
+            call_tls=call_tls,
             drop_missing=drop_missing,
             folds=folds,
             resamples=resamples,
