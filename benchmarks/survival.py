@@ -5,7 +5,7 @@
 Signal: 1,600 patients whose log hazard is −0.7 per standard deviation of the true lymphoid fraction and +0.3 of age;
 features come from noisy slides. Compared with the AUC of the true log hazard on the same patients (attainable).
 Null: the same features with outcomes that depend on nothing, 200 times, with elastic net and with ridge. Writes
-``signal.csv``, ``null.csv``, ``summary.csv`` and the figures; about 8 CPU-minutes.
+``signal.csv``, ``null.csv``, ``summary.csv`` and the figures; about 6 CPU-minutes.
 """
 
 from __future__ import annotations

@@ -317,7 +317,9 @@ def predict_survival(
     """
     baseline = baseline_survival_function(torch.from_numpy(seen), torch.from_numpy(event), torch.from_numpy(time))
     first = float(np.asarray(baseline["time"])[0])
-    new_time = torch.from_numpy(np.append(times, times[-1] + 1))  # torchsurv squeezes one time away
+    # torchsurv squeezes a single time away, and keeps times of events as float32: an event *at* a time is before it
+    # only where both are rounded alike
+    new_time = torch.from_numpy(np.append(times, times[-1] + 1)).to(baseline["time"].dtype)
     found = survival_function_cox(baseline, torch.from_numpy(np.append(risk, 0.0)), new_time).numpy()[:-1, :-1]
     # torchsurv answers with the first step where asked before it
     return np.where(times < first, 1.0, found)
