@@ -364,7 +364,7 @@ def test_the_model_leaves_out_genes_that_are_not_trusted():
     data = expression(values, ["A", "B"])
     data.var["expected_pcc"] = [0.5, 0.01]
     with pytest.warns(HescribeWarning, match=r"1 of 2 genes .* left out: B"):
-        found = model_score(data, read_coefficients({"A": 1.0, "B": 0.2}), min_expected_pcc=0.1)
+        found = model_score(data, read_coefficients({"A": 1.0, "B": 0.2}), min_pcc=0.1)
     np.testing.assert_allclose(found, model_score(data[:, ["A"]].copy(), read_coefficients({"A": 1.0})), rtol=1e-6)
 
 

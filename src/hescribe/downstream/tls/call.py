@@ -83,7 +83,7 @@ def tls(
     mpp: Mpp | None = None,
     coefficients: str | Path | Mapping[str, float] | None = None,
     cell_types: pd.DataFrame | None = None,
-    min_expected_pcc: float = MIN_PCC,
+    min_pcc: float | None = MIN_PCC,
 ) -> pd.DataFrame:
     """Tertiary lymphoid structures: connected places whose smoothed score is higher than chance would have it.
 
@@ -103,7 +103,7 @@ def tls(
         How.
     mpp
         µm per full-resolution pixel; by default what a prediction says.
-    coefficients, cell_types, min_expected_pcc
+    coefficients, cell_types, min_pcc
         As of `tls_scores`.
 
     Returns
@@ -121,9 +121,7 @@ def tls(
     settings = settings or TLSSettings()
     centres, scale = _places(adata, mpp)
     if isinstance(score, str):
-        scores = tls_scores(
-            adata, [score], coefficients=coefficients, cell_types=cell_types, min_expected_pcc=min_expected_pcc
-        )
+        scores = tls_scores(adata, [score], coefficients=coefficients, cell_types=cell_types, min_pcc=min_pcc)
         raw, name = scores[score].to_numpy(dtype=np.float64), score
     else:
         raw, name = _given(score, adata.n_obs), "given"

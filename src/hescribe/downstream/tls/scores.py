@@ -57,7 +57,7 @@ def tls_scores(
     *,
     coefficients: str | Path | Mapping[str, float] | None = None,
     cell_types: pd.DataFrame | None = None,
-    min_expected_pcc: float = MIN_PCC,
+    min_pcc: float | None = MIN_PCC,
 ) -> pd.DataFrame:
     """Scores of every spot; higher speaks for a lymphoid structure. Each has its own unit.
 
@@ -82,7 +82,7 @@ def tls_scores(
         File of the model (gene and coefficient in two columns), or gene → coefficient.
     cell_types
         Spots × types; by default ``obsm["cell_types"]`` where that has B and T cells.
-    min_expected_pcc
+    min_pcc
         Predicted genes of less expected correlation are named in a warning.
 
     Returns
@@ -103,22 +103,22 @@ def tls_scores(
     out = {}
     for name in names:
         if name == "model":
-            out[name] = model_score(adata, read_coefficients(coefficients), min_expected_pcc=min_expected_pcc)
+            out[name] = model_score(adata, read_coefficients(coefficients), min_pcc=min_pcc)
         elif name == "bxt":
-            out[name] = b_and_t(adata, cell_types, min_expected_pcc=min_expected_pcc)
+            out[name] = b_and_t(adata, cell_types, min_pcc=min_pcc)
         else:
-            out[name] = _set_score(adata, name, min_expected_pcc)
+            out[name] = _set_score(adata, name, min_pcc)
     return pd.DataFrame(out, index=adata.obs_names)
 
 
-def _set_score(adata: ad.AnnData, name: str, min_expected_pcc: float) -> Values:
+def _set_score(adata: ad.AnnData, name: str, min_pcc: float | None) -> Values:
     genes = tls_gene_sets()["signature" if name == "ssgsea" else name]
     method: Scoring = "ssgsea" if name == "ssgsea" else "mean"
-    scored = score_gene_sets(adata, {name: genes}, method=method, min_expected_pcc=min_expected_pcc)
+    scored = score_gene_sets(adata, {name: genes}, method=method, min_pcc=min_pcc)
     return scored[name].to_numpy(dtype=np.float64)
 
 
-def b_and_t(adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_expected_pcc: float = MIN_PCC) -> Values:
+def b_and_t(adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_pcc: float | None = MIN_PCC) -> Values:
     """How far B cells and T cells share a spot: the product of their proportions, else of their markers' means, (n,).
 
     Raises
@@ -141,7 +141,7 @@ def b_and_t(adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_ex
                 fix="name columns such as 'B cells' and 'T-cells'",
             )
     sets = {name: genes for name, genes in tls_gene_sets().items() if name in {"B cells", "T cells"}}
-    means = score_gene_sets(adata, sets, method="mean", min_expected_pcc=min_expected_pcc)
+    means = score_gene_sets(adata, sets, method="mean", min_pcc=min_pcc)
     return (means["B cells"] * means["T cells"]).to_numpy(dtype=np.float64)
 
 
@@ -171,7 +171,7 @@ def read_coefficients(source: str | Path | Mapping[str, float] | None) -> pd.Ser
     return values.astype(np.float64)
 
 
-def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_expected_pcc: float = MIN_PCC) -> Values:
+def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_pcc: float | None = MIN_PCC) -> Values:
     """The linear model of lymphoid structures of Andersson et al. 2021.
 
         score_i = b₀ + Σ_g β_g f_ig / σ_g
@@ -190,7 +190,7 @@ def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_expected_pcc:
         Measured or predicted.
     coefficients
         Of `read_coefficients`. Genes without variation, or not in the data, are left out.
-    min_expected_pcc
+    min_pcc
         Predicted genes of less expected correlation are left out, and counted in a warning.
 
     Raises
@@ -199,7 +199,7 @@ def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_expected_pcc:
         None of the model's genes is in the data.
     """
     weights = coefficients.drop(_INTERCEPT, errors="ignore")
-    shared = _trusted(adata, weights.index[weights.index.isin(adata.var_names)], min_expected_pcc)
+    shared = _trusted(adata, weights.index[weights.index.isin(adata.var_names)], min_pcc)
     if not len(shared):
         raise InputError("none of the model's genes is in the data", fix="gene symbols are wanted")
     kept = float(weights[shared].abs().sum() / weights.abs().sum())
@@ -222,13 +222,13 @@ def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_expected_pcc:
     return score
 
 
-def _trusted(adata: ad.AnnData, genes: pd.Index, min_expected_pcc: float) -> pd.Index:
-    weak = untrusted_genes(adata, adata.var_names.get_indexer(genes), min_expected_pcc)
+def _trusted(adata: ad.AnnData, genes: pd.Index, min_pcc: float | None) -> pd.Index:
+    weak = untrusted_genes(adata, adata.var_names.get_indexer(genes), min_pcc)
     if weak:
         more = f" and {len(weak) - _NAMED:,} more" if len(weak) > _NAMED else ""
         warnings.warn(
             f"model: {len(weak):,} of {len(genes):,} genes are below the trust threshold (expected PCC < "
-            f"{min_expected_pcc:g}) and left out: {', '.join(weak[:_NAMED])}{more}",
+            f"{min_pcc:g}) and left out: {', '.join(weak[:_NAMED])}{more}",
             HescribeWarning,
             stacklevel=3,
         )
