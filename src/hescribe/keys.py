@@ -19,6 +19,10 @@ CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
 TLS = "tls"  #: number of the lymphoid structure, 0 outside; uns: how they were called
 TLS_SCORE = "tls_score"  #: smoothed score
 TLS_Z = "tls_z"  #: how far the smoothed score stands out from scores dealt out at random
+REGION = "region"  #: name of the region a spot lies in
+REGION_CLUSTER = "region_cluster"  #: number of its cluster, 0 the largest
+REGIONS = "regions"  #: uns: what the clusters are named by
+SCORE = "score_"  #: and a gene set's name
 SECTION = "section_id"
 PATIENT = "patient_id"
 

@@ -99,7 +99,7 @@ def log_expression(adata: ad.AnnData) -> sparse.csr_matrix | npt.NDArray[np.floa
     if not np.isfinite(values).all() or (values.size and values.min() < -1e-3 and keys.EXPECTED_PCC not in adata.var):
         raise InputError("expression must be counts or log1p of counts, without negative or missing values")
     if keys.EXPECTED_PCC in adata.var or not values.size or not np.array_equal(values, np.rint(values)):
-        return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix, dtype=np.float32)
+        return sparse.csr_matrix(matrix) if sparse.issparse(matrix) else np.asarray(matrix, dtype=np.float32)
     return log_normalise(sparse.csr_matrix(matrix))
 
 
@@ -122,7 +122,7 @@ def score_gene_sets(
     sets: Mapping[str, list[str]],
     *,
     method: Scoring = "zscore",
-    min_expected_pcc: float = MIN_PCC,
+    min_pcc: float | None = MIN_PCC,
 ) -> pd.DataFrame:
     """How active each gene set is in each spot.
 
@@ -136,8 +136,9 @@ def score_gene_sets(
         ``mean``: of the log expression of the set's genes. ``zscore``: of each gene's expression in units of its own
         spread over the spots, so that no single gene rules. ``ssgsea``: single-sample enrichment by ranks (Barbie et
         al., Nature 2009), comparable between slides. ``ulm``, ``aucell``: decoupler's.
-    min_expected_pcc
-        Genes of a prediction that are expected to correlate less than this with the truth are named in a warning.
+    min_pcc
+        Genes of a prediction that are expected to correlate less than this with the truth are named in a warning; None
+        for no warning.
 
     Returns
     -------
@@ -159,7 +160,7 @@ def score_gene_sets(
                 f"the data have no gene of the set {name!r} ({first}, …; the data's are {', '.join(adata.var_names[:3])}, …)",
                 fix="give gene sets in the data's own names",
             )
-    _warn(adata, sets, columns, min_expected_pcc)
+    _warn(adata, sets, columns, min_pcc)
     expression = log_expression(adata)
     if method in _DECOUPLER:
         return _by_decoupler(adata, expression, columns, method)
@@ -167,29 +168,29 @@ def score_gene_sets(
     return pd.DataFrame(scores, index=adata.obs_names, columns=list(columns))
 
 
-def untrusted_genes(adata: ad.AnnData, columns: npt.NDArray[np.intp], min_expected_pcc: float) -> list[str]:
+def untrusted_genes(adata: ad.AnnData, columns: npt.NDArray[np.intp], min_pcc: float | None) -> list[str]:
     """Names of the columns whose prediction is expected to correlate less than this; of measured data none."""
-    if keys.EXPECTED_PCC not in adata.var:
+    if min_pcc is None or keys.EXPECTED_PCC not in adata.var:
         return []
     expected = adata.var[keys.EXPECTED_PCC].to_numpy(dtype=float)[columns]
-    return [str(g) for g in adata.var_names[columns][expected < min_expected_pcc]]
+    return [str(g) for g in adata.var_names[columns][expected < min_pcc]]
 
 
 def _warn(
     adata: ad.AnnData,
     sets: Mapping[str, list[str]],
     columns: Mapping[str, npt.NDArray[np.intp]],
-    min_expected_pcc: float,
+    min_pcc: float | None,
 ) -> None:
     for name, found in columns.items():
         total = len(set(sets[name]))
         if len(found) < total / 2:
             warnings.warn(f"{name}: the data have {len(found)} of {total} genes", HescribeWarning, stacklevel=3)
-        if weak := untrusted_genes(adata, found, min_expected_pcc):
+        if weak := untrusted_genes(adata, found, min_pcc):
             more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
             warnings.warn(
                 f"{name}: {len(weak)} of {len(found)} genes are below the trust threshold (expected PCC < "
-                f"{min_expected_pcc:g}): {', '.join(weak[:_NAMED])}{more}",
+                f"{min_pcc:g}): {', '.join(weak[:_NAMED])}{more}",
                 HescribeWarning,
                 stacklevel=3,
             )
@@ -202,7 +203,7 @@ Columns: TypeAlias = list[npt.NDArray[np.intp]]
 def dense(expression: Expression, columns: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
     """(n, k) of some genes."""
     part = expression[:, columns]
-    return np.asarray(part.toarray() if sparse.issparse(part) else part, dtype=np.float64)
+    return np.asarray(part.toarray() if isinstance(part, sparse.csr_matrix) else part, dtype=np.float64)
 
 
 def _mean(expression: Expression, columns: Columns) -> npt.NDArray[np.float64]:

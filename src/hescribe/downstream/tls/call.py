@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
+from hescribe.downstream.gene_sets import MIN_PCC
 from hescribe.downstream.tls.components import Chances, Control, Labels, find_structures, neighbours
 from hescribe.downstream.tls.nulls import Null, arrangements
 from hescribe.downstream.tls.scores import DEFAULT_SCORE, tls_scores
@@ -82,7 +83,7 @@ def tls(
     mpp: Mpp | None = None,
     coefficients: str | Path | Mapping[str, float] | None = None,
     cell_types: pd.DataFrame | None = None,
-    min_pcc: float | None = None,
+    min_pcc: float | None = MIN_PCC,
 ) -> pd.DataFrame:
     """Tertiary lymphoid structures: connected places whose smoothed score is higher than chance would have it.
 
@@ -120,8 +121,8 @@ def tls(
     settings = settings or TLSSettings()
     centres, scale = _places(adata, mpp)
     if isinstance(score, str):
-        values = tls_scores(adata, [score], coefficients=coefficients, cell_types=cell_types, min_pcc=min_pcc)[score]
-        raw, name = values.to_numpy(dtype=np.float64), score
+        scores = tls_scores(adata, [score], coefficients=coefficients, cell_types=cell_types, min_pcc=min_pcc)
+        raw, name = scores[score].to_numpy(dtype=np.float64), score
     else:
         raw, name = _given(score, adata.n_obs), "given"
     known = np.isfinite(raw)

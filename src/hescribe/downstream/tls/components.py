@@ -66,7 +66,7 @@ def find_structures(
     if not len(above):
         return labels, np.empty(0)
     n, member = connected_components(adjacency[above][:, above], directed=False)
-    mass = np.bincount(member, weights=z[above] - threshold, minlength=n)
+    mass = np.bincount(member, weights=z[above] - threshold, minlength=n).astype(np.float64)
     kept = np.flatnonzero(np.bincount(member, minlength=n) >= min_spots)
     kept = kept[np.argsort(-mass[kept], kind="stable")]
     name = np.zeros(n, dtype=np.intp)

@@ -85,13 +85,15 @@ def correlogram(
     product = np.bincount(place, weights=values[near[:, 0]] * values[near[:, 1]], minlength=len(pairs))
     middle = np.bincount(place, weights=distance, minlength=len(pairs))
     there = pairs > 0
-    product, middle, weight = product[there] / pairs[there], middle[there] / pairs[there], np.sqrt(pairs[there])
-    ranges = pitch_um * _SHORTEST * 2.0 ** np.arange(0, 12)
+    product, middle = product[there] / pairs[there], middle[there] / pairs[there]
+    # By pairs alone the many far bins, which say little, would rule the near ones
+    weight = np.sqrt(pairs[there]) / middle
+    ranges = pitch_um * _SHORTEST * 2.0 ** np.arange(0, 12, 0.5)
     ranges = ranges[ranges <= max(_LONGEST * extent, pitch_um)]
     design = np.exp(-(middle[:, None] ** 2) / (2 * ranges**2))
     share = nnls(design * weight[:, None], product * weight)[0]
     share /= max(share.sum(), 1.0)
-    return float(1 - share.sum()), [(float(r), float(a)) for r, a in zip(ranges, share, strict=True) if a > 0]
+    return max(0.0, float(1 - share.sum())), [(float(r), float(a)) for r, a in zip(ranges, share, strict=True) if a > 0]
 
 
 def _exact_field(

@@ -5,19 +5,26 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
+from typing import TypeAlias
 
 import anndata as ad
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse
 
 from hescribe import keys
-from hescribe.downstream.gene_sets import log_expression, score_gene_sets
+from hescribe.downstream.gene_sets import (
+    MIN_PCC,
+    Scoring,
+    dense,
+    log_expression,
+    read_gene_sets,
+    score_gene_sets,
+    untrusted_genes,
+)
 from hescribe.errors import HescribeWarning, InputError
+from hescribe.io.formats.tables import read_delimited
 
 SCORES = {
     "signature": "mean of 22 genes of lymphoid structures",
@@ -28,22 +35,20 @@ SCORES = {
 }
 DEFAULT_SCORE = "signature"
 
+Values: TypeAlias = npt.NDArray[np.float64]  #: (n,) one a spot
+_GENES = Path(__file__).with_name("genes.csv")
 _SCALE = 1e4  #: log1p of counts per this many
 _BLOCK = 1000  #: genes at once
 _FEW = 0.5  #: share of a model's weight below which its score is another one
 _INTERCEPT = "intercept"
+_NAMED = 10  #: genes that a warning lists by name
 _B_CELL = re.compile(r"(?:^|[^a-z])b[ _.-]*(?:cells?|lymphocytes?)(?:[^a-z]|$)|^b$", re.IGNORECASE)
 _T_CELL = re.compile(r"(?:^|[^a-z])t[ _.-]*(?:cells?|lymphocytes?)(?:[^a-z]|$)|^t$", re.IGNORECASE)
 
 
-@cache
-def _gene_table() -> pd.DataFrame:
-    return pd.read_csv(files(__package__).joinpath("genes.csv").open(encoding="utf-8"))
-
-
 def tls_gene_sets() -> dict[str, list[str]]:
     """Genes of the scores: ``signature`` (22), ``chemokine`` (12), ``B cells`` and ``T cells``; sources in the table."""
-    return {str(name): list(rows["gene"]) for name, rows in _gene_table().groupby("set", sort=False)}
+    return read_gene_sets(_GENES)
 
 
 def tls_scores(
@@ -52,7 +57,7 @@ def tls_scores(
     *,
     coefficients: str | Path | Mapping[str, float] | None = None,
     cell_types: pd.DataFrame | None = None,
-    min_pcc: float | None = None,
+    min_pcc: float | None = MIN_PCC,
 ) -> pd.DataFrame:
     """Scores of every spot; higher speaks for a lymphoid structure. Each has its own unit.
 
@@ -106,19 +111,14 @@ def tls_scores(
     return pd.DataFrame(out, index=adata.obs_names)
 
 
-def _set_score(adata: ad.AnnData, name: str, min_pcc: float | None) -> npt.NDArray[np.float64]:
+def _set_score(adata: ad.AnnData, name: str, min_pcc: float | None) -> Values:
     genes = tls_gene_sets()["signature" if name == "ssgsea" else name]
-    method = "ssgsea" if name == "ssgsea" else "mean"
-    return _scored(adata, {name: genes}, method, min_pcc)[name].to_numpy(dtype=np.float64)
+    method: Scoring = "ssgsea" if name == "ssgsea" else "mean"
+    scored = score_gene_sets(adata, {name: genes}, method=method, min_pcc=min_pcc)
+    return scored[name].to_numpy(dtype=np.float64)
 
 
-def _scored(adata: ad.AnnData, sets: dict[str, list[str]], method: str, min_pcc: float | None) -> pd.DataFrame:
-    return score_gene_sets(adata, sets, method=method, min_pcc=min_pcc)
-
-
-def b_and_t(
-    adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_pcc: float | None = None
-) -> npt.NDArray[np.float64]:
+def b_and_t(adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_pcc: float | None = MIN_PCC) -> Values:
     """How far B cells and T cells share a spot: the product of their proportions, else of their markers' means, (n,).
 
     Raises
@@ -141,12 +141,12 @@ def b_and_t(
                 fix="name columns such as 'B cells' and 'T-cells'",
             )
     sets = {name: genes for name, genes in tls_gene_sets().items() if name in {"B cells", "T cells"}}
-    means = _scored(adata, sets, "mean", min_pcc)
+    means = score_gene_sets(adata, sets, method="mean", min_pcc=min_pcc)
     return (means["B cells"] * means["T cells"]).to_numpy(dtype=np.float64)
 
 
 def read_coefficients(source: str | Path | Mapping[str, float] | None) -> pd.Series:
-    """Coefficient of each gene, and of ``intercept``, from a table of two columns (tsv or csv, may be gzipped).
+    """Coefficient of each gene, and of ``intercept``, from a table of two columns (``.csv``, else tabs; may be gzipped).
 
     Raises
     ------
@@ -157,12 +157,7 @@ def read_coefficients(source: str | Path | Mapping[str, float] | None) -> pd.Ser
         table, path = pd.Series(dict(source or {}), dtype=object), None
     else:
         path = Path(source)
-        try:
-            frame = pd.read_csv(path, sep=None, engine="python", index_col=0, dtype=str)
-        except FileNotFoundError as error:
-            raise InputError("no such file of coefficients", path=path) from error
-        except (ValueError, OSError) as error:
-            raise InputError(f"not a readable table of coefficients ({error})", path=path) from error
+        frame = read_delimited(path, index=True)
         if frame.shape[1] != 1:
             raise InputError(f"{frame.shape[1] + 1} columns where two are wanted: gene, coefficient", path=path)
         table = frame.iloc[:, 0]
@@ -176,9 +171,7 @@ def read_coefficients(source: str | Path | Mapping[str, float] | None) -> pd.Ser
     return values.astype(np.float64)
 
 
-def model_score(
-    adata: ad.AnnData, coefficients: pd.Series, *, min_pcc: float | None = None
-) -> npt.NDArray[np.float64]:
+def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_pcc: float | None = MIN_PCC) -> Values:
     """The linear model of lymphoid structures of Andersson et al. 2021.
 
         score_i = b₀ + Σ_g β_g f_ig / σ_g
@@ -206,9 +199,7 @@ def model_score(
         None of the model's genes is in the data.
     """
     weights = coefficients.drop(_INTERCEPT, errors="ignore")
-    shared = weights.index[weights.index.isin(adata.var_names)]
-    if min_pcc is not None and keys.EXPECTED_PCC in adata.var:
-        shared = _trusted(adata, shared, min_pcc)
+    shared = _trusted(adata, weights.index[weights.index.isin(adata.var_names)], min_pcc)
     if not len(shared):
         raise InputError("none of the model's genes is in the data", fix="gene symbols are wanted")
     kept = float(weights[shared].abs().sum() / weights.abs().sum())
@@ -222,8 +213,7 @@ def model_score(
     place = adata.var_names.get_indexer(shared)
     score = np.full(adata.n_obs, float(coefficients.get(_INTERCEPT, 0.0)))
     for start in range(0, len(place), _BLOCK):
-        block = expression[:, place[start : start + _BLOCK]]
-        share = np.expm1(np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float64)) / _SCALE
+        share = np.expm1(dense(expression, place[start : start + _BLOCK])) / _SCALE
         spread = share.std(axis=0)
         # float32 rounding of a gene that is the same everywhere is no variation
         varies = spread > 1e-6 * np.abs(share).max(axis=0, initial=0)
@@ -232,15 +222,14 @@ def model_score(
     return score
 
 
-def _trusted(adata: ad.AnnData, genes: pd.Index, min_pcc: float) -> pd.Index:
-    kept = genes[adata.var.loc[genes, keys.EXPECTED_PCC].to_numpy(dtype=np.float64) >= min_pcc]
-    if len(kept) < len(genes):
-        left = [g for g in genes if g not in set(kept)]
-        named = ", ".join(left[:5]) + (f" and {len(left) - 5:,} more" if len(left) > 5 else "")
+def _trusted(adata: ad.AnnData, genes: pd.Index, min_pcc: float | None) -> pd.Index:
+    weak = untrusted_genes(adata, adata.var_names.get_indexer(genes), min_pcc)
+    if weak:
+        more = f" and {len(weak) - _NAMED:,} more" if len(weak) > _NAMED else ""
         warnings.warn(
-            f"{len(left):,} of the model's {len(genes):,} genes are below an expected correlation of {min_pcc:g}"
-            f" and are left out ({named})",
+            f"model: {len(weak):,} of {len(genes):,} genes are below the trust threshold (expected PCC < "
+            f"{min_pcc:g}) and left out: {', '.join(weak[:_NAMED])}{more}",
             HescribeWarning,
             stacklevel=3,
         )
-    return kept
+    return genes[~genes.isin(weak)]

@@ -79,10 +79,12 @@ def standing_out(values: Values, weights: sparse.csr_matrix) -> Values:
         As ``values``. 0 where nothing can stand out: constant scores, or a mean over all spots.
     """
     n = weights.shape[0]
-    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1) if n > 1 else np.zeros(values.shape[1:])
-    size = np.abs(values).max(axis=0) if n else spread
+    if n < 2:
+        return np.zeros(values.shape)
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+    size = np.abs(values).max(axis=0)
     spread = np.where(spread > _SAME * size, spread, 0.0)
-    share = np.asarray(weights.multiply(weights).sum(axis=1)).ravel() - 1 / max(n, 1)
+    share = np.asarray(weights.multiply(weights).sum(axis=1)).ravel() - 1 / n
     share = np.sqrt(np.where(share > _SAME, share, 0.0))
     width = np.multiply.outer(share, spread)
     return np.divide(weights @ values - mean, width, out=np.zeros(values.shape), where=width > 0)
