@@ -127,3 +127,17 @@ def test_patients_without_slides_are_refused_or_left_out(
     slides.write_text("slide_id,patient_id\nS1A,P1\n")
     assert hescribe(*call, "--slides", slides) == 2
     assert "is not in the table of slides" in capsys.readouterr().err
+
+
+def test_regions_and_structures_are_found_where_they_are_not(study: Path) -> None:
+    from hescribe.applications.survival import describe, usable_sets
+    from hescribe.inference.predict import read_prediction
+
+    adata = read_prediction(study / "predictions" / "S5A.zarr")
+    adata.obs = adata.obs[[]]
+    sets = usable_sets(adata, "lung")
+    assert not any(n.startswith(("fraction:", "tls:")) for n in describe(adata, sets)[1].index)
+    scores, row = describe(adata, sets, region_names=[*sets, "unclear"], find_structures=True)
+    assert row.filter(like="fraction:").sum() == pytest.approx(1)
+    assert row["tls:number"] >= 0
+    assert list(scores) == list(sets)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from hescribe import keys
 from hescribe.applications.survival_page import write_page
 from hescribe.downstream.gene_sets import MIN_PCC, marker_sets, match_genes, score_gene_sets, untrusted_genes
+from hescribe.downstream.regions import UNCLEAR, regions
 from hescribe.downstream.tls.call import TLSSettings, tls
 from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import HescribeWarning, InputError
@@ -34,7 +35,6 @@ from hescribe.survival.clinical import check_clinical as checked
 from hescribe.survival.features import TILES, gene_effects, patient_features, slide_features, tile_contributions
 from hescribe.survival.outcome import BOTH, IMAGE, MODELS, SurvivalResult, survival
 
-REGION = "region"  #: column of obs that is used where a prediction has it; a label means the same on all slides
 LYMPHOID = "lymphoid structures"  #: name of the score by the 22 genes that speak for them
 _PERMUTATIONS = 99  #: of the calls of structures: enough for their level of 5 %, and slides are many
 
@@ -59,8 +59,8 @@ class SurvivalSettings:
         Of TCGA; empty: all.
     unit
         Of time, for the figures.
-    call_tls
-        Call lymphoid structures on predictions that do not have them.
+    find_structures
+        Find regions and lymphoid structures on predictions that do not have them.
     drop_missing
         Leave out patients without slides.
     folds
@@ -78,7 +78,7 @@ class SurvivalSettings:
     endpoint: str = ""
     cancers: tuple[str, ...] = ()
     unit: str = "months"
-    call_tls: bool = False
+    find_structures: bool = False
     drop_missing: bool = False
     folds: int = 5
     resamples: int = 500
@@ -174,7 +174,9 @@ def run_survival(
         folder.mkdir(parents=True)
         genes = _genes(result, found)
         _write_tables(folder, features, result, genes)
-        write_page(folder, result, unit=chosen.unit, genes=genes, doubtful=found.doubtful, maps=_maps(result, found))
+        write_page(
+            folder, result, unit=chosen.unit, genes=genes, doubtful=found.doubtful, maps=_maps(result, found, chosen)
+        )
     return Path(output) / "index.html"
 
 
@@ -233,8 +235,9 @@ def read_slides(owner: Mapping[Path, str], settings: SurvivalSettings) -> Slides
         if not sets:
             sets.update(usable_sets(adata, settings.tissue))
             found.genes = list(map(str, adata.var_names))
+            names = names or ([*_of_regions(sets), UNCLEAR] if settings.find_structures else None)
         try:
-            scores, row = describe(adata, sets, region_names=names, call_tls=settings.call_tls)
+            scores, row = describe(adata, sets, region_names=names, find_structures=settings.find_structures)
         except InputError as error:
             raise InputError(str(error), path=path) from error
         row[TILES] = float(adata.n_obs)
@@ -277,18 +280,20 @@ def describe(
     sets: Mapping[str, list[str]],
     *,
     region_names: Sequence[str] | None = None,
-    call_tls: bool = False,
+    find_structures: bool = False,
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Gene-set scores of a slide's tiles, and the slide's features from them and from what ``obs`` says."""
+    """Gene-set scores of a slide's tiles, and the slide's features from them and from ``obs``, which is completed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HescribeWarning)  # doubtful genes are named once, for all slides
         scores = score_gene_sets(adata, sets, method="mean")
-        if call_tls and keys.TLS not in adata.obs:
+        if find_structures and keys.REGION not in adata.obs:
+            adata.obs[keys.REGION] = regions(adata, _of_regions(sets)).obs[keys.REGION]
+        if find_structures and keys.TLS not in adata.obs:
             tls(adata, settings=TLSSettings(permutations=_PERMUTATIONS))
     found = slide_features(
         adata,
         scores,
-        adata.obs.get(REGION),
+        adata.obs.get(keys.REGION),
         adata.obs.get(keys.TLS),
         cell_types=adata.obsm.get(keys.CELL_TYPES),
         region_names=region_names,
@@ -296,12 +301,17 @@ def describe(
     return scores, found
 
 
+def _of_regions(sets: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Sets that name a region; lymphoid structures are called by themselves."""
+    return {name: genes for name, genes in sets.items() if name != LYMPHOID}
+
+
 def _all_regions(paths: Sequence[Path]) -> list[str] | None:
     names: set[str] = set()
     for path in paths:
         obs = read_prediction(path).obs
-        if REGION in obs:
-            names |= set(map(str, obs[REGION].dropna().unique()))
+        if keys.REGION in obs:
+            names |= set(map(str, obs[keys.REGION].dropna().unique()))
     return sorted(names) or None
 
 
@@ -328,7 +338,7 @@ def _genes(result: SurvivalResult, found: Slides) -> pd.DataFrame:
     return gene_effects(effects[0], found.sets, found.genes)
 
 
-def _maps(result: SurvivalResult, found: Slides) -> list[tuple[str, ad.AnnData]]:
+def _maps(result: SurvivalResult, found: Slides, settings: SurvivalSettings) -> list[tuple[str, ad.AnnData]]:
     """One slide of the patient of the highest risk and of the lowest, with ``obs["contribution"]``."""
     name = BOTH if BOTH in result.held_out else IMAGE
     order = result.risks[f"risk {name}"].sort_values().index
@@ -336,18 +346,20 @@ def _maps(result: SurvivalResult, found: Slides) -> list[tuple[str, ad.AnnData]]
     out = []
     for title, patient in (("Highest risk", order[-1]), ("Lowest risk", order[0])):
         adata = read_prediction(found.paths[slide_of[patient]])
-        adata.obs["contribution"] = _tile_values(result, name, adata, found.sets)
+        adata.obs["contribution"] = _tile_values(
+            result, name, adata, found.sets, find_structures=settings.find_structures
+        )
         out.append((f"{title}: {slide_of[patient]}", adata))
     return out
 
 
 def _tile_values(
-    result: SurvivalResult, name: str, adata: ad.AnnData, sets: Mapping[str, list[str]]
+    result: SurvivalResult, name: str, adata: ad.AnnData, sets: Mapping[str, list[str]], *, find_structures: bool
 ) -> npt.NDArray[np.float64]:
-    scores, _ = describe(adata, sets)
+    scores, _ = describe(adata, sets, find_structures=find_structures)
     effects = _per_unit(result)
     if effects is not None:
-        return tile_contributions(effects[0], scores, adata.obs.get(REGION), reference=effects[1])
+        return tile_contributions(effects[0], scores, adata.obs.get(keys.REGION), reference=effects[1])
     from hescribe.survival.models.attention import AttentionModel, Bags
 
     model = getattr(result.final[name], "model", None)

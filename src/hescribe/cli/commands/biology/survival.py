@@ -28,8 +28,11 @@ def survival(
     ] = "",
     cancers: Annotated[str, typer.Option(help="With --endpoint: only these, e.g. LUAD,LUSC.")] = "",
     unit: Annotated[str, typer.Option(help="Of time, for the figures.")] = "months",
-    call_tls: Annotated[
-        bool, typer.Option("--call-tls", help="Call lymphoid structures on predictions that do not have them.")
+    find_structures: Annotated[
+        bool,
+        typer.Option(
+            "--find-structures", help="Find regions and lymphoid structures on predictions that do not have them."
+        ),
     ] = False,
     drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out patients without slides.")] = False,
     folds: Annotated[int, typer.Option(min=2, help="Of the outer cross-validation.")] = 5,
@@ -53,7 +56,7 @@ def survival(
             endpoint=endpoint,
             cancers=tuple(o.split_list(cancers)),
             unit=unit,
-            call_tls=call_tls,
+            find_structures=find_structures,
             drop_missing=drop_missing,
             folds=folds,
             resamples=resamples,
