@@ -7,13 +7,31 @@ import lazy_loader
 if TYPE_CHECKING:
     from hescribe.downstream.gene_sets import marker_sets, read_gene_sets, score_gene_sets
     from hescribe.downstream.regions import regions
+    from hescribe.downstream.tls.call import tls
+    from hescribe.downstream.tls.scores import tls_scores
+    from hescribe.survival.features import patient_features, slide_features
+    from hescribe.survival.outcome import survival
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     "hescribe",
     submod_attrs={
         "downstream.gene_sets": ["marker_sets", "read_gene_sets", "score_gene_sets"],
         "downstream.regions": ["regions"],
+        "downstream.tls.call": ["tls"],
+        "downstream.tls.scores": ["tls_scores"],
+        "survival.features": ["patient_features", "slide_features"],
+        "survival.outcome": ["survival"],
     },
 )
 
-__all__ = ["marker_sets", "read_gene_sets", "regions", "score_gene_sets"]
+__all__ = [
+    "marker_sets",
+    "patient_features",
+    "read_gene_sets",
+    "regions",
+    "score_gene_sets",
+    "slide_features",
+    "survival",
+    "tls",
+    "tls_scores",
+]

@@ -6,11 +6,16 @@ from hescribe.plots.ground import Thumbnail
 from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide_map
 from hescribe.plots.regions import region_map
 from hescribe.plots.style import save_figure
+from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
 
 __all__ = [
     "Thumbnail",
+    "auc_over_time",
+    "calibration",
     "gene_gene_correlation",
     "gene_map",
+    "hazard_ratios",
+    "kaplan_meier",
     "mean_and_variance",
     "measured_and_predicted",
     "method_comparison",

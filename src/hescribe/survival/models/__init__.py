@@ -1,0 +1,1 @@
+"""What can be fitted: penalised Cox regression on features, attention over tiles."""
