@@ -21,7 +21,7 @@ MARKERS = Path(__file__).with_name("markers.csv")  #: ours; a copy of it, edited
 ANY = "any"  #: tissue of the sets that hold everywhere
 MIN_PCC = 0.1  #: expected correlation under which a gene's prediction says next to nothing
 
-Scoring = Literal["mean", "zscore", "ssgsea", "ulm", "aucell"]
+Scoring = Literal["mean", "zscore", "ssgsea", "ulm"]
 _SSGSEA_WEIGHT = 0.25  #: exponent of the ranks, as published
 _NAMED = 10  #: genes that a warning lists by name
 _ROWS = 2048  #: spots scored at once where all genes are ranked
@@ -135,7 +135,7 @@ def score_gene_sets(
     method
         ``mean``: of the log expression of the set's genes. ``zscore``: of each gene's expression in units of its own
         spread over the spots, so that no single gene rules. ``ssgsea``: single-sample enrichment by ranks (Barbie et
-        al., Nature 2009), comparable between slides. ``ulm``, ``aucell``: decoupler's.
+        al., Nature 2009), comparable between slides. ``ulm``: decoupler's univariate linear model.
     min_pcc
         Genes of a prediction that are expected to correlate less than this with the truth are named in a warning; None
         for no warning.
@@ -260,7 +260,7 @@ _SCORES: dict[str, Callable[[Expression, Columns], npt.NDArray[np.float64]]] = {
     "zscore": _zscore,
     "ssgsea": _ssgsea,
 }
-_DECOUPLER = ("ulm", "aucell")
+_DECOUPLER = ("ulm",)
 
 
 def _by_decoupler(

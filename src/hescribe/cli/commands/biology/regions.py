@@ -29,7 +29,7 @@ def regions(
     smooth_um: Annotated[
         float | None, typer.Option(min=0, help="Spread of the neighbourhood, µm; default: one pitch of the spots.")
     ] = None,
-    scoring: Annotated[str, typer.Option(help="zscore, mean, ssgsea, ulm or aucell.")] = "zscore",
+    scoring: Annotated[str, typer.Option(help="zscore, mean, ssgsea or ulm.")] = "zscore",
     min_pcc: Annotated[float, typer.Option(help="Expected correlation under which a gene is not trusted.")] = 0.1,
     sections: Annotated[
         Path | None, typer.Option("--sections", help="Manifest that gives the slides of predictions.")

@@ -1,0 +1,134 @@
+"""Regions: a planted layout is found and lost when shuffled; neighbours count; refusals; the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score
+from typer.testing import CliRunner
+
+from hescribe import keys
+from hescribe.downstream.regions import RegionSettings, adjacency, name_cluster, neighbourhood, regions, relax
+from hescribe.errors import InputError
+
+SETS = {"tumour": ["T0", "T1", "T2"], "fat": ["F0", "F1", "F2"]}
+GENES = [f"{k}{i}" for k in "TFN" for i in range(3)] + [f"B{i}" for i in range(11)]
+
+
+def planted(seed: int = 0, *, side: int = 14) -> tuple[ad.AnnData, np.ndarray]:
+    """Tumour left, fat right, nothing in the middle; counts of some depth."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:side, 0:side]
+    truth = np.digitize(x.ravel(), [side // 3, 2 * side // 3])
+    rate = np.full((side * side, len(GENES)), 4.0)
+    rate[truth == 0, :3] = 12.0
+    rate[truth == 2, 3:6] = 12.0
+    rate[truth == 1, 6:9] = 12.0
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype("f")), var=pd.DataFrame(index=GENES))
+    adata.obsm[keys.SPATIAL] = np.stack([x.ravel(), y.ravel()], axis=1) * 100.0
+    adata.uns[keys.PROVENANCE] = {"mpp": 0.5, "section_id": "S"}
+    return adata, truth
+
+
+def test_a_planted_layout_is_found_and_named() -> None:
+    adata, truth = planted()
+    found = regions(adata, SETS, RegionSettings(n_clusters=3))
+    assert adjusted_rand_score(truth, found.obs[keys.REGION_CLUSTER]) > 0.85
+    named = found.obs[keys.REGION].astype(str).to_numpy()
+    assert (named[truth == 0] == "tumour").mean() > 0.9
+    assert (named[truth == 2] == "fat").mean() > 0.9
+    assert (named[truth == 1] == "unclear").mean() > 0.9
+    assert found.obs["score_tumour"][truth == 0].mean() > found.obs["score_tumour"][truth == 2].mean()
+    assert keys.REGION not in adata.obs  # a copy
+
+
+def test_shuffled_spots_have_no_layout() -> None:
+    adata, truth = planted()
+    order = np.random.default_rng(1).permutation(adata.n_obs)
+    places = adata.obsm[keys.SPATIAL].copy()
+    shuffled = adata[order].copy()
+    shuffled.obsm[keys.SPATIAL] = places
+    found = regions(shuffled, SETS, RegionSettings(n_clusters=3))
+    assert adjusted_rand_score(truth, found.obs[keys.REGION_CLUSTER]) < 0.1
+
+
+def test_without_a_number_the_same_seed_gives_the_same() -> None:
+    adata, _ = planted()
+    first, second = (regions(adata, SETS).obs[keys.REGION_CLUSTER].to_numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    sizes = np.bincount(first)
+    assert (np.diff(sizes) <= 0).all()  # the largest is number 0
+
+
+def test_a_lone_spot_follows_its_neighbours_and_without_cohesion_does_not() -> None:
+    y, x = np.mgrid[0:5, 0:5]
+    near = adjacency(np.stack([x.ravel(), y.ravel()], axis=1).astype(float))
+    components = np.array([[-1.0]] * 12 + [[0.1]] + [[-1.0]] * 7 + [[1.0]] * 5)
+    labels = np.array([0] * 12 + [1] + [0] * 7 + [1] * 5)
+    assert relax(components, labels, near, 100.0)[12] == 0
+    assert relax(components, labels, near, 0.0)[12] == 1
+
+
+def test_neighbourhood_means_against_a_loop() -> None:
+    centres = np.random.default_rng(0).random((20, 2)) * 5
+    weights = neighbourhood(centres, 0.8).toarray()
+    for i in range(20):
+        distance = np.linalg.norm(centres - centres[i], axis=1)
+        kernel = np.where(distance <= 2.4, np.exp(-0.5 * (distance / 0.8) ** 2), 0.0)
+        np.testing.assert_allclose(weights[i], kernel / kernel.sum(), atol=1e-12)
+
+
+def test_a_cluster_is_named_only_above_the_mean() -> None:
+    assert name_cluster(pd.Series({"a": 0.4, "b": -1.0}), 0.1) == "a"
+    assert name_cluster(pd.Series({"a": 0.05, "b": -1.0}), 0.1) == "unclear"
+    assert name_cluster(pd.Series(dtype=float), 0.1) == "unclear"
+
+
+def test_a_set_that_cannot_be_trusted_names_nothing() -> None:
+    adata, _ = planted()
+    adata.X = np.log1p(adata.X.toarray())
+    adata.var[keys.EXPECTED_PCC] = [0.0 if g.startswith("F") and g != "F0" else 0.5 for g in GENES]
+    with pytest.warns(match="fat: 2 of 3 genes are below the trust threshold"):
+        found = regions(adata, SETS, RegionSettings(n_clusters=3))
+    assert set(found.obs[keys.REGION].astype(str)) <= {"tumour", "unclear"}
+
+
+def test_nonsense_is_refused() -> None:
+    adata, _ = planted()
+    with pytest.raises(InputError, match="6 spots are too few for 4 regions"):
+        regions(adata[:6], SETS)
+    with pytest.raises(InputError, match="no gene varies"):
+        flat = adata.copy()
+        flat.X = sparse.csr_matrix(np.ones(adata.shape, dtype="f"))
+        regions(flat, SETS)
+    with pytest.raises(InputError, match="no positions"):
+        regions(ad.AnnData(np.ones((20, 20)), var=pd.DataFrame(index=GENES)), SETS)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    from hescribe.cli.main import app
+    from hescribe.io.store import write_anndata
+
+    adata, _ = planted()
+    adata.X = np.log1p(adata.X.toarray())
+    adata.var[keys.EXPECTED_PCC] = 0.5
+    write_anndata(adata, tmp_path / "pred" / "S.zarr")
+    sets = tmp_path / "sets.csv"
+    sets.write_text("set,gene\n" + "".join(f"{s},{g}\n" for s, genes in SETS.items() for g in genes))
+    arguments = ["regions", str(tmp_path / "pred"), "-o", str(tmp_path / "out"), "--gene-sets", str(sets)]
+    run = CliRunner().invoke(app, [*arguments, "--clusters", "3"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    table = pd.read_csv(tmp_path / "out" / "S.regions.csv", index_col="spot")
+    assert {"region", "region_cluster", "score_tumour", "score_fat"} <= set(table)
+    shapes = json.loads((tmp_path / "out" / "S.regions.geojson").read_text())
+    assert {f["properties"]["name"] for f in shapes["features"]} == set(table["region"])
+    assert ad.read_zarr(tmp_path / "out" / "S.regions.zarr").obs["region"].tolist() == table["region"].tolist()
+    assert "tumour" in (tmp_path / "out" / "index.html").read_text()
+    with pytest.raises(Exception, match="already exists"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
