@@ -35,6 +35,7 @@ _COMPONENTS = 15
 _COUNTS = range(4, 10)  #: numbers of clusters tried where none is given
 _SAMPLE = 4000  #: spots that settle components and the number of clusters of a large slide
 _ROUNDS = 20
+_ROUNDING = 1e-5
 _NEXT = 1.6  #: pitches within which spots are neighbours
 
 Numbers = npt.NDArray[np.float64]
@@ -161,17 +162,19 @@ def _components(adata: ad.AnnData, how: RegionSettings) -> Numbers:
     """(n, c) principal components of the most variable genes."""
     expression = log_expression(adata)
     if isinstance(expression, sparse.csr_matrix):
-        mean = np.asarray(expression.mean(axis=0)).ravel()
-        variance = np.asarray(expression.multiply(expression).mean(axis=0)).ravel() - mean**2
+        mean = np.asarray(expression.mean(axis=0, dtype=np.float64)).ravel()
+        variance = np.asarray(expression.power(2).mean(axis=0, dtype=np.float64)).ravel() - mean**2
     else:
+        mean = np.asarray(expression.mean(axis=0, dtype=np.float64))
         variance = np.asarray(expression.var(axis=0, dtype=np.float64))
+    variance[variance < _ROUNDING * mean**2] = 0.0  # a constant gene's, but for the last bits
     if keys.EXPECTED_PCC in adata.var:
         expected = adata.var[keys.EXPECTED_PCC].to_numpy(dtype=float)
         trusted = expected >= how.min_pcc
         if trusted.sum() >= _COMPONENTS:  # where nothing can be trusted, or nothing is known, all genes must do
             variance = np.where(trusted, variance, 0.0)
     chosen = np.argsort(-variance, kind="stable")[: how.n_genes]
-    chosen = chosen[variance[chosen] > 1e-12]
+    chosen = chosen[variance[chosen] > 0]
     if not len(chosen):
         raise InputError("no gene varies between the spots, so there are no regions")
     values = dense(expression, np.sort(chosen))
