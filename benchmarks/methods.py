@@ -5,7 +5,7 @@
 
 FOLDER is that of the public data: HER2ST in its repository's layout (ST-cnts, ST-imgs, ST-spotfiles), or the three
 mouse olfactory bulbs of STUtility. Each method, split and seed is trained and scored once; a run that was interrupted
-goes on. Writes ``runs.csv`` (a row for each section, gene set and seed) and ``table.md`` (means over seeds, then over
+goes on; ``benchmarks/results`` holds what the tables in docs/benchmarks.md are made of. Writes ``runs.csv`` (a row for each section, gene set and seed) and ``table.md`` (means over seeds, then over
 the sections of a protocol; the interval is of a bootstrap over sections and blocks of tissue) and
 ``behind_fusion.md`` (differences, paired by section and resample).
 """
@@ -180,7 +180,7 @@ def run(sections: list[Section], split: Split, name: str, config: TrainConfig, r
 
 
 def _resamples(score: SectionScores) -> dict[str, list[float]]:
-    return {name: score.resamples[name].tolist() for name in SETS}
+    return {name: np.round(score.resamples[name], 4).tolist() for name in SETS}
 
 
 def summarise(folder: Path) -> None:
