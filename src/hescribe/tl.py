@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from hescribe.downstream.tls.call import TLSSettings, tls
+from hescribe.downstream.tls.scores import tls_gene_sets, tls_scores
+
+__all__ = ["TLSSettings", "tls", "tls_gene_sets", "tls_scores"]

@@ -4,6 +4,7 @@ from hescribe.plots.folds import method_comparison, training_curves
 from hescribe.plots.genes import gene_gene_correlation, mean_and_variance, pcc_distribution
 from hescribe.plots.ground import Thumbnail
 from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide_map
+from hescribe.plots.regions import tls_map
 from hescribe.plots.style import save_figure
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "pcc_distribution",
     "save_figure",
     "slide_map",
+    "tls_map",
     "training_curves",
 ]
