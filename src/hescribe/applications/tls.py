@@ -148,7 +148,12 @@ def _call(
             f"{subject.name}: {warning.message}" if issubclass(warning.category, HescribeWarning) else warning.message
         )
         warnings.warn(text, warning.category, stacklevel=2)
-    return found, [str(w.message) for w in heard if issubclass(w.category, HescribeWarning)]
+    said = [str(w.message) for w in heard if issubclass(w.category, HescribeWarning)]
+    if subject.kind == "predicted" and not subject.adata.uns[keys.PROVENANCE].get("patient_seen_in_training", False):
+        said.append(
+            "predicted for a patient that the bundle has not learned from; confirm what is outlined on the slide."
+        )
+    return found, said
 
 
 def _mapping(numbers: pd.Series | None) -> dict[str, float] | None:
