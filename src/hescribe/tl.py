@@ -7,8 +7,8 @@ import lazy_loader
 if TYPE_CHECKING:
     from hescribe.downstream.gene_sets import marker_sets, read_gene_sets, score_gene_sets
     from hescribe.downstream.regions import regions
-    from hescribe.downstream.tls.call import tls
-    from hescribe.downstream.tls.scores import tls_scores
+    from hescribe.downstream.tls.call import TLSSettings, tls
+    from hescribe.downstream.tls.scores import tls_gene_sets, tls_scores
     from hescribe.survival.features import patient_features, slide_features
     from hescribe.survival.outcome import survival
 
@@ -17,14 +17,15 @@ __getattr__, __dir__, _ = lazy_loader.attach(
     submod_attrs={
         "downstream.gene_sets": ["marker_sets", "read_gene_sets", "score_gene_sets"],
         "downstream.regions": ["regions"],
-        "downstream.tls.call": ["tls"],
-        "downstream.tls.scores": ["tls_scores"],
+        "downstream.tls.call": ["TLSSettings", "tls"],
+        "downstream.tls.scores": ["tls_gene_sets", "tls_scores"],
         "survival.features": ["patient_features", "slide_features"],
         "survival.outcome": ["survival"],
     },
 )
 
 __all__ = [
+    "TLSSettings",
     "marker_sets",
     "patient_features",
     "read_gene_sets",
@@ -33,5 +34,6 @@ __all__ = [
     "slide_features",
     "survival",
     "tls",
+    "tls_gene_sets",
     "tls_scores",
 ]

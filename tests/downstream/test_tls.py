@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -13,6 +15,9 @@ from hescribe.downstream.tls.nulls import arrangements, correlogram
 from hescribe.downstream.tls.scores import b_and_t, model_score, read_coefficients, tls_gene_sets, tls_scores
 from hescribe.downstream.tls.smoothing import smoothing_weights, standing_out
 from hescribe.errors import HescribeWarning, InputError
+from hescribe.sections import read_sections
+
+SHARED = Path(os.environ.get("HESCRIBE_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "her2st"
 
 PITCH = 200.0
 FEW = TLSSettings(permutations=99)
@@ -426,3 +431,23 @@ def test_scores_that_cannot_be_are_refused():
         tls_scores(data, ["model"])
     with pytest.raises(InputError, match="no gene of the set"):
         tls_scores(data, ["signature"])
+
+
+# --- a real section
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real sections are not here (set HESCRIBE_SHARED)")
+def test_structures_of_a_real_section_are_where_a_pathologist_saw_infiltrate(tmp_path):
+    (tmp_path / "sections.csv").write_text(
+        "section_id,patient_id,image,expression,positions,technology\n"
+        f"H1,H,,{SHARED}/ST-cnts/H1.tsv.gz,{SHARED}/ST-spotfiles/H1_selection.tsv,st\n"
+    )
+    (section,) = read_sections(tmp_path)
+    seen = pd.read_csv(SHARED / "ST-pat" / "H1_labeled_coordinates.tsv", sep="\t").dropna()
+    seen.index = pd.Index([f"{round(x)}x{round(y)}" for x, y in zip(seen["x"], seen["y"], strict=True)])
+    infiltrate = seen["label"].reindex(section.adata.obs_names) == "immune infiltrate"
+    found = tls(section.adata, mpp=section.mpp, settings=TLSSettings(permutations=199))
+    inside = section.adata.obs["tls"] > 0
+    assert len(found) >= 1
+    assert infiltrate[inside].mean() > 5 * infiltrate.mean()

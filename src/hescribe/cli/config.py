@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,6 @@ def write_resolved(context: typer.Context, output: Path) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
+    if isinstance(value, Enum):  # a choice; YAML writes plain text only
+        return value.value
     return str(value) if isinstance(value, Path) else value

@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
-from hescribe.cli.commands.biology import regions, survival
+from hescribe.cli.commands.biology import regions, survival, tls
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
@@ -47,6 +47,7 @@ for command in (demo.demo, train.train, predict.predict, evaluate.evaluate, benc
     app.command()(command)
 app.command()(regions.regions)
 app.command()(survival.survival)
+app.command()(tls.tls)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)
 

@@ -4,7 +4,7 @@ from hescribe.plots.folds import method_comparison, training_curves
 from hescribe.plots.genes import gene_gene_correlation, mean_and_variance, pcc_distribution
 from hescribe.plots.ground import Thumbnail
 from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide_map
-from hescribe.plots.regions import region_map
+from hescribe.plots.regions import region_map, tls_map
 from hescribe.plots.style import save_figure
 from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
 
@@ -24,5 +24,6 @@ __all__ = [
     "region_map",
     "save_figure",
     "slide_map",
+    "tls_map",
     "training_curves",
 ]

@@ -200,6 +200,6 @@ def _given(score: npt.ArrayLike, n: int) -> Numbers:
 
 def _spot_area(centres: Numbers, pitch: Level0Px) -> float:
     """Tissue that a spot stands for, square pixels: its cell of a square or of a hexagonal array."""
-    around = np.asarray(neighbours(centres, pitch * _NEXT / 1.55).sum(axis=1)).ravel()
+    around = np.asarray(neighbours(centres, pitch, reach=_NEXT).sum(axis=1)).ravel()
     hexagonal = float(np.quantile(around, 0.75)) > 5
     return pitch**2 * (np.sqrt(3) / 2 if hexagonal else 1.0)

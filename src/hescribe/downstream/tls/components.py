@@ -18,8 +18,9 @@ from hescribe.types import Microns
 Control: TypeAlias = Literal["max", "fdr"]
 Labels: TypeAlias = npt.NDArray[np.intp]  #: (n,) structure of each spot, 0 for none
 
-#: between the diagonal of a square array (1.41) and the second neighbour of a hexagonal one (1.73)
-_JOINED = 1.55
+#: between the diagonal of a square array (1.41, more where spots were printed askew) and the second neighbour of a
+#: hexagonal one (1.73)
+_JOINED = 1.65
 _CHUNK = 64  #: maps at once: memory is spots × this
 
 
@@ -43,10 +44,10 @@ class Chance:
         return float((1 + (self.heaviest >= mass).sum()) / (1 + len(self.heaviest)))
 
 
-def neighbours(centres_um: npt.NDArray[np.float64], pitch_um: Microns) -> sparse.csr_matrix:
-    """Which spots touch: those within 1.55 pitches, diagonals of a square array included; (n, n) symmetric."""
+def neighbours(centres_um: npt.NDArray[np.float64], pitch_um: Microns, *, reach: float = _JOINED) -> sparse.csr_matrix:
+    """Which spots touch: those within 1.65 pitches, diagonals of a square array included; (n, n) symmetric."""
     n = len(centres_um)
-    pairs = cKDTree(centres_um).query_pairs(_JOINED * pitch_um, output_type="ndarray")
+    pairs = cKDTree(centres_um).query_pairs(reach * pitch_um, output_type="ndarray")
     half = sparse.coo_matrix((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return sparse.csr_matrix(half + half.T)
 

@@ -1,0 +1,245 @@
+"""Predictions or sections → a folder with the lymphoid structures of each: tables, outlines, figures and a page."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from shapely.geometry.base import BaseGeometry
+
+from hescribe import keys, plots
+from hescribe.downstream.gene_sets import MIN_PCC
+from hescribe.downstream.polygons import region_polygons, write_geojson
+from hescribe.downstream.tls.call import TLSSettings, tls
+from hescribe.downstream.tls.scores import DEFAULT_SCORE, SCORES, read_coefficients
+from hescribe.errors import HescribeWarning, InputError
+from hescribe.inference.predict import read_prediction
+from hescribe.inference.present import find_predictions
+from hescribe.io.store import write_anndata, write_atomically
+from hescribe.plots import Thumbnail
+from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
+from hescribe.sections import Section, read_sections
+from hescribe.types import Mpp
+from hescribe.version import __version__
+
+_CLASS, _COLOUR = "TLS", "#d55e00"  #: of the annotations in QuPath
+_NULLS = {
+    "spots": "The p-values ask whether high scores lie together more than scores dealt out at random over the spots "
+    "would. Tissue that is patchy for any other reason passes this test too: look at what is outlined.",
+    "field": "The p-values ask whether a place stands out more than places do in tissue that is as patchy as this one. "
+    "The test is strict; a section full of structures may show none.",
+}
+_NOTE = (
+    "A structure here is a place where a score of expression is high. Germinal centres, high endothelial venules and "
+    "the outline that a pathologist would draw are not part of the score."
+)
+_HEADINGS = {
+    "tls": "number", "n_spots": "spots", "area_mm2": "area (mm²)", "x": "x (px)", "y": "y (px)",
+    "mean_score": "mean score", "max_score": "highest score", "peak_z": "peak z", "mass": "mass", "p_value": "p",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A section or prediction on its way through the tool."""
+
+    name: str
+    adata: ad.AnnData
+    thumbnail: Thumbnail | None
+    mpp: Mpp
+    kind: str
+
+
+def find_structures(
+    path: str | Path,
+    output: str | Path,
+    *,
+    score: str = DEFAULT_SCORE,
+    settings: TLSSettings | None = None,
+    coefficients: str | Path | None = None,
+    sections: str | Path | None = None,
+    min_pcc: float | None = MIN_PCC,
+    overwrite: bool = False,
+) -> Path:
+    """Find the lymphoid structures of predictions or of measured sections.
+
+    Parameters
+    ----------
+    path
+        A prediction (``.zarr``), a folder of them, or a manifest of measured sections.
+    output
+        Folder; for each section or prediction ``<id>.tls.csv`` (structures), ``<id>.tls.geojson`` (outlines, for
+        QuPath), ``<id>.tls.zarr`` (scores and structure of each spot), and figures and ``index.html`` for all.
+        Written as a whole or not at all.
+    score, settings, coefficients, min_pcc
+        As of `tl.tls`.
+    sections
+        Manifest that has the slides of predictions, to be drawn on.
+    overwrite
+        Replace a folder that is there.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    InputError
+        Nothing of that kind at ``path``, an unknown score, or what `tl.tls` refuses.
+    OutputError
+        The folder is there already.
+    """
+    how = settings or TLSSettings()
+    if score not in SCORES:
+        raise InputError(f"no score {score!r}", fix=f"one of {', '.join(SCORES)}")
+    model = read_coefficients(coefficients) if coefficients is not None else None
+    if score == "model" and model is None:
+        raise InputError("the score 'model' needs its coefficients", fix="--coefficients FILE")
+    with write_atomically(output, overwrite=overwrite) as folder:
+        folder.mkdir()
+        chapters, tables, cautions = [], {}, [_NOTE, _NULLS[how.null]]
+        for subject in _subjects(Path(path), sections):
+            found, said = _call(subject, score, how, model, min_pcc)
+            polygons = _write(subject, found, folder, score)
+            chapters.append(_chapter(subject, found, polygons, score, how))
+            tables[subject.name] = found
+            cautions += [f"{subject.name}: {text}" for text in said]
+        _write_page(folder, chapters, tables, cautions=cautions, provenance=_provenance(score, how, path))
+    return Path(output) / PAGE
+
+
+def _subjects(path: Path, manifest: str | Path | None) -> Iterator[_Subject]:
+    """One after the other, as a slide may fill the memory."""
+    if path.is_file() or (path / "sections.csv").is_file():
+        measured = [s for s in read_sections(path) if s.has_expression]
+        if not measured:
+            raise InputError("no section has expression", path=path, fix="predict it first with 'hescribe predict'")
+        for section in measured:
+            thumbnail = section.thumbnail()
+            yield _Subject(section.section_id, section.adata.copy(), thumbnail, section.mpp, "measured")
+        return
+    slides: dict[str, Section] = {s.section_id: s for s in read_sections(manifest)} if manifest else {}
+    for store in find_predictions(path):
+        adata = read_prediction(store)
+        name = store.name.removesuffix(".zarr")
+        origin = adata.uns[keys.PROVENANCE]
+        slide = slides.get(str(origin.get("slide", name)))
+        thumbnail = slide.thumbnail() if slide is not None else None
+        yield _Subject(name, adata, thumbnail, float(origin.get("mpp", np.nan)), "predicted")
+
+
+def _call(
+    subject: _Subject, score: str, how: TLSSettings, model: pd.Series | None, min_pcc: float | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Structures, and what was said about the genes; said again for the command line."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", HescribeWarning)
+        found = tls(
+            subject.adata, score, settings=how, mpp=subject.mpp, coefficients=_mapping(model), min_pcc=min_pcc
+        )  # fmt: skip
+    for warning in heard:
+        text = (
+            f"{subject.name}: {warning.message}" if issubclass(warning.category, HescribeWarning) else warning.message
+        )
+        warnings.warn(text, warning.category, stacklevel=2)
+    said = [str(w.message) for w in heard if issubclass(w.category, HescribeWarning)]
+    if subject.kind == "predicted" and not subject.adata.uns[keys.PROVENANCE].get("patient_seen_in_training", False):
+        said.append(
+            "predicted for a patient that the bundle has not learned from; confirm what is outlined on the slide."
+        )
+    return found, said
+
+
+def _mapping(numbers: pd.Series | None) -> dict[str, float] | None:
+    return None if numbers is None else {str(k): float(v) for k, v in numbers.items()}
+
+
+def _write(subject: _Subject, found: pd.DataFrame, folder: Path, score: str) -> dict[int, BaseGeometry]:
+    adata = subject.adata
+    found.to_csv(folder / f"{subject.name}.tls.csv", index=False, float_format="%.6g")
+    centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    labels = [int(number) or None for number in adata.obs[keys.TLS]]
+    outlines = region_polygons(centres, labels)
+    polygons = {number: outlines[number] for number in sorted(outlines)}
+    write_geojson(
+        folder / f"{subject.name}.tls.geojson",
+        polygons,
+        names=dict.fromkeys(polygons, _CLASS),
+        colours=dict.fromkeys(polygons, _COLOUR),
+        measurements={n: _mapping(row) or {} for n, (_, row) in enumerate(found.iterrows(), start=1)},
+    )
+    small = ad.AnnData(
+        adata.obs[[keys.TLS_SCORE]].to_numpy(dtype=np.float32),
+        obs=adata.obs[[keys.TLS_SCORE, keys.TLS_Z, keys.TLS]].copy(),
+        var=pd.DataFrame(index=pd.Index([score], name="score")),
+        uns={k: adata.uns[k] for k in (keys.TLS, keys.PROVENANCE) if k in adata.uns},
+    )
+    small.obsm[keys.SPATIAL] = centres
+    write_anndata(small, folder / f"{subject.name}.tls.zarr")
+    return polygons
+
+
+def _chapter(
+    subject: _Subject, found: pd.DataFrame, polygons: dict[int, BaseGeometry], score: str, how: TLSSettings
+) -> Chapter:
+    n = len(found)
+    threshold = float(subject.adata.uns[keys.TLS]["threshold_z"])
+    above = f"above z = {threshold:.2f}" if np.isfinite(threshold) else "for no place stands out at all"
+    text = (
+        f"{n} structure{'s' * (n != 1)} {above}, {found['n_spots'].sum()} of {subject.adata.n_obs:,} spots, "
+        f"{found['area_mm2'].sum():.2f} mm²."
+        if n
+        else f"No structure at a level of {how.alpha:g}: the highest place has z = "
+        f"{subject.adata.obs[keys.TLS_Z].max():.2f}, and {threshold:.2f} was needed."
+    )
+    figure = plots.tls_map(
+        subject.adata, polygons, thumbnail=subject.thumbnail, mpp=subject.mpp, label=SCORES[score], title=subject.name
+    )
+    plate = Plate(
+        figure,
+        f"tls_{subject.name}",
+        f"Map of the score of {subject.name} with {n} outlined structures.",
+        f"Score: {SCORES[score]}, {subject.kind}, smoothed over {how.smooth_um:g} µm; colours run from its 10th to its "
+        "90th percentile.",
+    )
+    tables = [("Structures, heaviest first", found.rename(columns=_HEADINGS))] if n else []
+    return Chapter(subject.name, [text], [plate], tables)
+
+
+def _provenance(score: str, how: TLSSettings, path: str | Path) -> dict[str, str]:
+    return {
+        "input": Path(path).name,
+        "score": f"{score}: {SCORES[score]}",
+        "smoothing": f"Gaussian, standard deviation {how.smooth_um:g} µm",
+        "null": f"{how.null}, {how.permutations} rearrangements, seed {how.seed}",
+        "threshold": f"{how.control} at alpha = {how.alpha:g}; structures of at least {how.min_spots} spots",
+        "hescribe": __version__,
+    }
+
+
+def _write_page(
+    folder: Path,
+    chapters: Sequence[Chapter],
+    tables: dict[str, pd.DataFrame],
+    *,
+    cautions: Sequence[str],
+    provenance: dict[str, str],
+) -> None:
+    number = sum(map(len, tables.values()))
+    area = sum(float(t["area_mm2"].sum()) for t in tables.values())
+    write_tool_page(
+        folder,
+        chapters,
+        title="Tertiary lymphoid structures",
+        lead=f"{number} found in {sum(len(t) > 0 for t in tables.values())} of {len(tables)} "
+        f"section{'s' * (len(tables) != 1)}, by the {provenance['score'].split(': ')[1]}.",
+        cautions=cautions,
+        cards={"Sections": str(len(tables)), "Structures": str(number), "Area": f"{area:.2f} mm²"},
+        provenance=provenance,
+    )
