@@ -21,6 +21,7 @@ Linear = Literal["rigid", "affine"]
 
 _MARGIN = 0.2  #: of the tissue's size, kept around it
 _CONTROL_UM = 800.0  #: between control points of a spline
+_SPLINE_UM = 24.0  #: a pixel; what bends over 800 µm needs no finer ones
 _LEAST_JACOBIAN = 0.3  #: of a spline; less is a fold, or nearly
 
 
@@ -73,14 +74,19 @@ def refine_spline(fixed: Plane, moving: Plane, start: Affine) -> Spline | None:
 
     A position x of the fixed plane then belongs to ``start`` of x + s(x) on the moving section.
     """
+    fixed, moving = (shrink(p, _SPLINE_UM) for p in (fixed, moving))
     unit = fixed.um
     image = _image(fixed, unit)
     extent = [n * s for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     mesh = [max(2, round(e * unit / _CONTROL_UM)) for e in extent]
     transform = sitk.BSplineTransformInitializer(image, mesh, 3)
     method = _method(levels=2)
-    method.SetMetricAsMattesMutualInformation(32)
-    method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-6, numberOfIterations=60)
+    method.SetOptimizerAsLBFGSB(
+        gradientConvergenceTolerance=1e-5,
+        numberOfIterations=40,
+        maximumNumberOfFunctionEvaluations=60,
+        costFunctionConvergenceFactor=1e9,
+    )
     method.SetMovingInitialTransform(_to_itk(start, unit))
     method.SetInitialTransform(transform, inPlace=True)
     method.Execute(image, _image(moving, unit))
