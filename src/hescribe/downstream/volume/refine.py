@@ -60,7 +60,7 @@ def refine(fixed: Plane, moving: Plane, start: Affine, kind: Linear, *, coarse: 
     transform.SetCenter(list(fixed.centroid / unit))
     method = _method(levels=1 if coarse else 3)
     method.SetOptimizerAsRegularStepGradientDescent(
-        learningRate=1.0, minStep=1e-2 if coarse else 2e-4, numberOfIterations=40 if coarse else 150
+        learningRate=1.0, minStep=2e-2 if coarse else 2e-3, numberOfIterations=30 if coarse else 100
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetMovingInitialTransform(_to_itk(start, unit))
