@@ -10,6 +10,7 @@ import warnings
 import typer
 
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
+from hescribe.cli.commands.biology import volume
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
@@ -44,6 +45,7 @@ def _global(
 
 for command in (demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark, report.report):
     app.command()(command)
+app.command()(volume.volume)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)
 

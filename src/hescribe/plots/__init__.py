@@ -5,17 +5,22 @@ from hescribe.plots.genes import gene_gene_correlation, mean_and_variance, pcc_d
 from hescribe.plots.ground import Thumbnail
 from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide_map
 from hescribe.plots.style import save_figure
+from hescribe.plots.volume import Overlay, neighbour_overlay, orthogonal_cuts, stacked_sections
 
 __all__ = [
+    "Overlay",
     "Thumbnail",
     "gene_gene_correlation",
     "gene_map",
     "mean_and_variance",
     "measured_and_predicted",
     "method_comparison",
+    "neighbour_overlay",
     "obs_map",
+    "orthogonal_cuts",
     "pcc_distribution",
     "save_figure",
     "slide_map",
+    "stacked_sections",
     "training_curves",
 ]

@@ -20,7 +20,8 @@ from hescribe.types import Microns
 Linear = Literal["rigid", "affine"]
 
 _MARGIN = 0.2  #: of the tissue's size, kept around it
-_CONTROL_UM = 800.0  #: between control points of a spline
+_CONTROL_UM = (300.0, 800.0)  #: least and largest distance between control points of a spline
+_CONTROLS = 8  #: across the picture, where these bounds leave the choice
 _SPLINE_UM = 24.0  #: a pixel; what bends over 800 µm needs no finer ones
 _LEAST_JACOBIAN = 0.3  #: of a spline; less is a fold, or nearly
 
@@ -78,7 +79,8 @@ def refine_spline(fixed: Plane, moving: Plane, start: Affine) -> Spline | None:
     unit = fixed.um
     image = _image(fixed, unit)
     extent = [n * s for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
-    mesh = [max(2, round(e * unit / _CONTROL_UM)) for e in extent]
+    distance = np.clip(max(extent) * unit / _CONTROLS, *_CONTROL_UM)
+    mesh = [max(2, round(e * unit / distance)) for e in extent]
     transform = sitk.BSplineTransformInitializer(image, mesh, 3)
     method = _method(levels=2)
     method.SetOptimizerAsLBFGSB(

@@ -41,7 +41,8 @@ def write_ome_zarr(volume: Volume, path: str | Path) -> None:
     image = [np.nan_to_num(v, nan=0.0) for v in levels]
     masks = [np.isfinite(v[0]).astype(np.uint8) for v in levels]
     with write_atomically(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="zarr|ome_zarr")
+        # Of zarr and ome-zarr about their own coming defaults
+        warnings.simplefilter("ignore")
         root = zarr.open_group(str(temporary), mode="w", zarr_format=2)
         write_multiscale(
             image,
@@ -50,8 +51,8 @@ def write_ome_zarr(volume: Volume, path: str | Path) -> None:
             axes=[{"name": "c", "type": "channel"}, *_space()],
             coordinate_transformations=_scales(volume, len(levels), channel=True),
             name="expression",
-            omero=_channels(volume),
         )
+        root.attrs["omero"] = _channels(volume)
         labels = root.require_group("labels").require_group(TISSUE)
         write_multiscale(
             masks,
