@@ -18,7 +18,7 @@ from hescribe import keys, plots
 from hescribe.downstream.volume.interpolate import GRID_UM, Volume, interpolate_volume, tissue_of
 from hescribe.downstream.volume.placement import IDENTITY, Placement, save_placements
 from hescribe.downstream.volume.planes import Picture, Plane, raster, warp
-from hescribe.downstream.volume.register import Model, Registration, register_sections
+from hescribe.downstream.volume.register import Registration, check_model, register_sections
 from hescribe.downstream.volume.stack import THICKNESS_UM, heights, stack_sections
 from hescribe.downstream.volume.write import write_ome_zarr, write_vti
 from hescribe.errors import InputError
@@ -64,7 +64,7 @@ def build_volume(
     *,
     predictions: str | Path | None = None,
     genes: Sequence[str] = (),
-    registration: Model = "affine",
+    registration: str = "affine",
     grid_um: Microns = GRID_UM,
     thickness_um: Microns = THICKNESS_UM,
     registration_um: Microns = REGISTRATION_UM,
@@ -104,12 +104,13 @@ def build_volume(
     """
     if len(sections) < 3:
         raise InputError(f"{len(sections)} sections do not make a volume", fix="at least three are needed")
+    model = check_model(registration)
     height = heights([s.section_id for s in sections], [s.row.z for s in sections], thickness_um=thickness_um)
     ordered = [sections[i] for i in np.argsort(height, kind="stable")]
     tables = {s.section_id: _expression(s, predictions) for s in ordered}
     pictures = {s.section_id: _picture(s, registration_um) for s in ordered}
     planes = {name: p.plane for name, p in pictures.items()}
-    found = register_sections(list(pictures.values()), model=registration)
+    found = register_sections(list(pictures.values()), model=model)
     stack = stack_sections(tables, found.placements, np.sort(height), mpp={s.section_id: s.mpp for s in ordered})
     chosen = list(dict.fromkeys(genes)) or interesting_genes(stack)
     tissue = {p.name: tissue_of(planes[p.name], p) for p in found.placements}

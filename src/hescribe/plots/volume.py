@@ -181,16 +181,20 @@ def orthogonal_cuts(
     (z0, z1), (y0, y1), (x0, x1) = edges
     stretch = max(1.0, round(_DEPTH * (x1 - x0) / (z1 - z0)))
     depth = (z1 - z0) * stretch
-    scale = 5.0 / max(x1 - x0 + depth, y1 - y0 + depth)
-    figure = Figure(figsize=((x1 - x0 + depth) * scale + 1.6, (y1 - y0 + depth) * scale + 0.9), layout="constrained")
-    grid = figure.add_gridspec(2, 2, width_ratios=[x1 - x0, depth], height_ratios=[y1 - y0, depth])
+    width, height = x1 - x0, y1 - y0
+    scale = 5.0 / (max(width, height) + depth)
+    figure = Figure(figsize=((width + 1.2 * depth) * scale + 0.9, (height + 1.2 * depth) * scale + 0.9))
+    grid = figure.add_gridspec(
+        2, 2, width_ratios=[width, depth], height_ratios=[height, depth],
+        left=0.1, right=0.97, top=0.92, bottom=0.06, wspace=0.06, hspace=0.06,
+    )  # fmt: skip
     limits = colour_range(values[inside], percentiles)
     colours = mpl.colormaps[EXPRESSION_COLOURS].with_extremes(bad="white")
-    plane, side, front = (figure.add_subplot(grid[c]) for c in ((0, 0), (0, 1), (1, 0)))
+    plane, side, front, corner = (figure.add_subplot(grid[c]) for c in ((0, 0), (0, 1), (1, 0), (1, 1)))
     shown: dict[str, Any] = {"cmap": colours, "vmin": limits[0], "vmax": limits[1], "interpolation": "nearest"}
-    image = plane.imshow(values[k], extent=(x0, x1, y1, y0), aspect="equal", **shown)
+    image = plane.imshow(values[k], extent=(x0, x1, y1, y0), aspect="auto", **shown)
     side.imshow(values[:, :, i].T, extent=(z0, z1, y1, y0), aspect="auto", **shown)
-    front.imshow(values[:, j], extent=(x0, x1, z1, z0), aspect="auto", **shown)
+    front.imshow(values[:, j], extent=(x0, x1, z0, z1), origin="lower", aspect="auto", **shown)
     z, y, x = (o + s * n for o, s, n in zip(volume.origin_um, volume.spacing_um, (k, j, i), strict=True))
     for axes, across, down in ((plane, x, y), (side, z, y), (front, x, z)):
         axes.axvline(across, color=INK, linewidth=0.5, linestyle=(0, (4, 4)))
@@ -199,12 +203,18 @@ def orthogonal_cuts(
         axes.spines[:].set_color(NOTHING)
     _bar(plane, x1 - x0, y1 - y0, left=x0, top=y0)
     plane.set(xticks=[], yticks=[])
-    side.set(yticks=[], xlabel="z (µm)")
+    side.set(yticks=[])
+    side.tick_params(labelsize=7.5)
+    side.set_xlabel("z (µm)", fontsize=7.5, labelpad=1)
     front.set(xticks=[], ylabel="z (µm)")
     plane.set_title(f"{gene}   z = {z:g} µm")
     if stretch > 1:
         side.set_title(f"z × {stretch:g}", fontweight="normal", fontsize=8, color=MUTED)
-    _colours(figure, image, [plane, side])
+    corner.axis("off")
+    bar = figure.colorbar(image, cax=corner.inset_axes((0.05, 0.3, 0.9, 0.1)), orientation="horizontal")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, width=0.5, labelsize=7.5)
+    bar.set_label(_UNIT, fontsize=7.5, color=MUTED)
     return figure
 
 

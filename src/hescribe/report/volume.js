@@ -14,7 +14,7 @@
   const section = bytes(data.section);
   const count = section.length;
   const half = data.extent_um.map((v) => v / 2);
-  const radius = Math.hypot(half[0], half[1]);
+  const radius = Math.hypot(half[0], half[1], half[2] * data.stretch);
   const genes = data.genes.map((g) => ({ ...g, values: bytes(g.values) }));
   const colours = data.colours.map(([r, g, b]) => `rgb(${r},${g},${b})`);
   const start = { turn: -0.5, tilt: 0.95, zoom: 1, gene: 0, stretch: data.stretch, above: 0 };
@@ -26,7 +26,7 @@
   });
   const tools = make("div", { class: "tools" });
   const control = (label, node) => {
-    const wrap = make("label", {}, `${label} `);
+    const wrap = make("label", { style: "display:inline-flex;align-items:center;gap:.4rem" }, label);
     wrap.append(node);
     tools.append(wrap);
     return node;
@@ -54,19 +54,25 @@
     return (x, y, z) => {
       const [u, v] = [ct * x - st * y, st * x + ct * y];
       const w = z * state.stretch;
-      return [width / 2 + scale * u, height / 2 + scale * (v * ci - w * si), v * si + w * ci];
+      return [width / 2 + scale * u, height / 2 + scale * (v * ci - w * si)];
     };
   };
   const at = (i) => [0, 1, 2].map((k) => (positions[3 * i + k] / 65535 - 0.5) * data.extent_um[k]);
 
+  const layers = data.sections
+    .map((s, index) => ({ z: s.z, index, spots: [...section.keys()].filter((i) => section[i] === index) }))
+    .sort((a, b) => a.z - b.z);
+
   const outline = (context, project, index) => {
     const { outline: rings, z } = data.sections[index];
     context.strokeStyle = "#9aa5b1";
+    context.fillStyle = "#ffffffb0"; // what lies below shines through, but does not compete
     context.lineWidth = 1;
     rings.forEach((ring) => {
       context.beginPath();
       ring.forEach(([x, y], i) => context[i ? "lineTo" : "moveTo"](...project(x, y, z)));
       context.closePath();
+      context.fill();
       context.stroke();
     });
     if (!rings.length) return;
@@ -105,23 +111,21 @@
     const only = Number(shown.value);
     const size = Math.max(1.5, (0.3 * data.pitch_um * 0.44 * Math.min(width, 1.5 * height) * state.zoom) / radius);
     const flat = Math.max(Math.abs(Math.cos(state.tilt)), 0.15);
-    const order = [];
-    for (let i = 0; i < count; i += 1) {
-      if ((only < 0 || section[i] === only) && gene.values[i] >= state.above) {
-        const [x, y, depth] = project(...at(i));
-        order.push([depth, x, y, gene.values[i]]);
-      }
-    }
-    order.sort((a, b) => a[0] - b[0]);
-    data.sections.forEach((_, i) => (only < 0 || i === only) && outline(context, project, i));
-    order.forEach(([, x, y, value]) => {
-      context.fillStyle = colours[Math.floor((value * colours.length) / 256)];
-      context.beginPath();
-      context.ellipse(x, y, size, size * flat, 0, 0, 7);
-      context.fill();
+    let drawn = 0;
+    // The eye is always above: from the lowest section to the highest, each over those below
+    layers.filter((l) => only < 0 || l.index === only).forEach(({ index, spots }) => {
+      outline(context, project, index);
+      spots.filter((i) => gene.values[i] >= state.above).forEach((i) => {
+        const [x, y] = project(...at(i));
+        context.fillStyle = colours[Math.floor((gene.values[i] * colours.length) / 256)];
+        context.beginPath();
+        context.ellipse(x, y, size, size * flat, 0, 0, 7);
+        context.fill();
+        drawn += 1;
+      });
     });
     legend(context, width, height, gene);
-    status.textContent = `${gene.name}: ${order.length.toLocaleString("en")} of ${count.toLocaleString("en")} spots; height drawn × ${state.stretch.toFixed(state.stretch < 10 ? 1 : 0)}.`;
+    status.textContent = `${gene.name}: ${drawn.toLocaleString("en")} of ${count.toLocaleString("en")} spots; height drawn × ${state.stretch.toFixed(state.stretch < 10 ? 1 : 0)}.`;
   };
   const redraw = () => {
     if (!waiting) {

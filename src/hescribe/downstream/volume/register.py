@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -124,8 +124,7 @@ def register_sections(
         raise InputError(f"{len(names)} section to register", fix="at least two are needed")
     if len(set(names)) < len(names):
         raise InputError(f"two sections have one name (of {', '.join(names)})")
-    if model not in get_args(Model):
-        raise InputError(f"unknown registration {model!r}", fix=f"one of {', '.join(get_args(Model))}")
+    check_model(model)
     if reference is not None and reference not in names:
         raise InputError(f"no section {reference!r} to be the reference", fix=f"one of {', '.join(names)}")
     middle = (len(names) - 1) // 2 if reference is None else names.index(reference)
@@ -140,6 +139,13 @@ def register_sections(
     table = _table(planes, placements, near)
     _warn(table)
     return Registration(placements, table, names[middle])
+
+
+def check_model(model: str) -> Model:
+    """Refuse unknown registrations (`InputError`)."""
+    if model not in get_args(Model):
+        raise InputError(f"unknown registration {model!r}", fix=f"one of {', '.join(get_args(Model))}")
+    return cast(Model, model)
 
 
 def lay_onto(fixed: Plane, moving: Plane, kind: Linear, *, indices: tuple[int, int] = (0, 1)) -> Pair:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +9,6 @@ import typer
 
 from hescribe.cli import options as o
 from hescribe.cli.config import write_resolved
-
-
-class Registration(StrEnum):
-    """How far a section may be bent to fit its neighbours."""
-
-    rigid = "rigid"
-    affine = "affine"
-    bspline = "bspline"
 
 
 def volume(
@@ -28,7 +19,9 @@ def volume(
         Path | None, typer.Option("--predictions", help="Folder with <section_id>.zarr; otherwise measured expression.")
     ] = None,
     genes: o.Genes = "",
-    registration: Annotated[Registration, typer.Option(help="How far a section may be bent.")] = Registration.affine,
+    registration: Annotated[
+        str, typer.Option(help="rigid, affine or bspline: how far a section may be bent to fit its neighbours.")
+    ] = "affine",
     grid_um: Annotated[float, typer.Option("--grid-um", help="µm between voxels in the plane.")] = 50.0,
     thickness_um: Annotated[
         float, typer.Option("--thickness-um", help="µm between consecutive sections, where the manifest has no z.")
@@ -48,7 +41,7 @@ def volume(
         output,
         predictions=predictions,
         genes=o.split_list(genes),
-        registration=registration.value,
+        registration=registration,
         grid_um=grid_um,
         thickness_um=thickness_um,
         registration_um=registration_um,
