@@ -18,12 +18,12 @@ from hescribe import keys, plots
 from hescribe.downstream.volume.interpolate import GRID_UM, Volume, interpolate_volume, tissue_of
 from hescribe.downstream.volume.placement import IDENTITY, Placement, save_placements
 from hescribe.downstream.volume.planes import Picture, Plane, raster, warp
-from hescribe.downstream.volume.register import Registration, check_model, register_sections
+from hescribe.downstream.volume.register import Registration, check_model, is_poor, register_sections
 from hescribe.downstream.volume.stack import THICKNESS_UM, heights, stack_sections
 from hescribe.downstream.volume.write import write_ome_zarr, write_vti
 from hescribe.errors import InputError
-from hescribe.inference.present import find_predictions
 from hescribe.inference.predict import read_prediction
+from hescribe.inference.present import find_predictions
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.metrics.gene_sets import gene_moments
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
@@ -141,7 +141,9 @@ def interesting_genes(stack: ad.AnnData, n: int = _SHOWN) -> list[str]:
 
 def _expression(section: Section, predictions: str | Path | None) -> ad.AnnData:
     if section.image is None:
-        raise InputError(f"section {section.section_id!r} has no image", fix="registration needs the H&E of every section")
+        raise InputError(
+            f"section {section.section_id!r} has no image", fix="registration needs the H&E of every section"
+        )
     if predictions is None:
         return section.adata
     path = Path(predictions) / f"{section.section_id}.zarr"
@@ -198,11 +200,11 @@ def _plain(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _cautions(pairs: pd.DataFrame) -> list[str]:
-    poor = pairs[(pairs["dice_after"] < 0.75) | (pairs["correlation_after"] < 0.15)]
+    poor = [r for r in pairs.to_dict("records") if is_poor(r)]
     return [
-        f"{r.fixed} and {r.moving} fit poorly (Dice {r.dice_after:.2f}, correlation {r.correlation_after:.2f}); "
-        "what lies between them is not to be believed before you have looked at them."
-        for r in poor.itertuples()
+        f"{r['fixed']} and {r['moving']} fit poorly (Dice {r['dice_after']:.2f}, correlation "
+        f"{r['correlation_after']:.2f}); what lies between them is not to be believed before you have looked at them."
+        for r in poor
     ] + [_NOTE]
 
 
@@ -229,7 +231,11 @@ def _chapters(made: _Made) -> list[Chapter]:
     )
     quality = made.registration.pairs.drop(columns="lead").rename(columns=_HEADINGS)
     return [
-        Chapter("In space", [f"Drag or use the arrow keys to turn, wheel or + and − to zoom, 0 to start again.{thinned}"], view=VIEW),
+        Chapter(
+            "In space",
+            [f"Drag or use the arrow keys to turn, wheel or + and − to zoom, 0 to start again.{thinned}"],
+            view=VIEW,
+        ),
         Chapter("Stacked sections", plates=stacked),
         Chapter("Cuts", plates=cuts),
         Chapter(
@@ -253,11 +259,11 @@ _HEADINGS = {
 
 def _overlays(made: _Made) -> list[plots.Overlay]:
     out = []
-    for (one, other), row in zip(pairwise(made.planes), made.registration.pairs.itertuples(), strict=True):
+    for (one, other), row in zip(pairwise(made.planes), made.registration.pairs.to_dict("records"), strict=True):
         unplaced = [Placement(n, IDENTITY) for n in (one, other)]
         before, before_um = _both(made, unplaced)
         after, after_um = _both(made, [made.placements[n] for n in (one, other)])
-        dice = (float(row.dice_before), float(row.dice_after))
+        dice = (float(row["dice_before"]), float(row["dice_after"]))
         out.append(plots.Overlay(one, other, before, after, dice, (before_um, after_um)))
     return out
 
@@ -285,7 +291,9 @@ def _slide(made: _Made, name: str) -> tuple[npt.NDArray[np.uint8], tuple[float, 
     where = raster(corners.min(axis=0), corners.max(axis=0), plane.um)
     pixels = (placement.to_section(where.reshape(-1, 2)).reshape(where.shape) / plane.um - 0.5).astype(np.float32)
     image = np.dstack([picture.image, 255 * plane.mask.astype(np.uint8)])
-    shown = np.asarray(cv2.remap(image, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderValue=(255, 255, 255, 0)))
+    shown = np.asarray(
+        cv2.remap(image, pixels[..., 0], pixels[..., 1], cv2.INTER_LINEAR, borderValue=(255, 255, 255, 0))
+    )
     low, high = where[0, 0] - plane.um / 2, where[-1, -1] + plane.um / 2
     return shown.astype(np.uint8), (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
 

@@ -36,10 +36,25 @@ Extent = tuple[float, float, float, float]  #: left, right, top, bottom, µm
 class Grid(Protocol):
     """Expression on a regular grid, as `hescribe.tl.interpolate_volume` makes it."""
 
-    genes: list[str]
-    values: npt.NDArray[np.float32]
-    origin_um: tuple[Microns, Microns, Microns]
-    spacing_um: tuple[Microns, Microns, Microns]
+    @property
+    def genes(self) -> list[str]:
+        """Names along the first axis of ``values``."""
+        ...
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """(genes, z, y, x), NaN outside the tissue."""
+        ...
+
+    @property
+    def origin_um(self) -> tuple[Microns, Microns, Microns]:
+        """(z, y, x) of the first voxel's centre."""
+        ...
+
+    @property
+    def spacing_um(self) -> tuple[Microns, Microns, Microns]:
+        """(z, y, x) between voxels."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +95,9 @@ def neighbour_overlay(overlays: Sequence[Overlay]) -> Figure:
     figure = Figure(figsize=(6.6, 3.0 * len(overlays)), layout="constrained")
     panels = np.asarray(figure.subplots(len(overlays), 2, squeeze=False))
     for row, pair in zip(panels, overlays, strict=True):
-        states = zip(row, ("as on their slides", "registered"), (pair.before, pair.after), pair.dice, pair.um, strict=True)
+        states = zip(
+            row, ("as on their slides", "registered"), (pair.before, pair.after), pair.dice, pair.um, strict=True
+        )
         for axes, state, (fixed, moving), dice, um in states:
             axes.imshow(_two_inks(fixed, moving), extent=(0, fixed.shape[1] * um, fixed.shape[0] * um, 0))
             axes.set(xticks=[], yticks=[])
@@ -272,7 +289,9 @@ def _frame(panels: Sequence[Axes], places: npt.NDArray[np.float64], levels: int,
         axes.set_aspect("equal")
         axes.spines[:].set_visible(False)
         length = round_length(float(np.ptp(places[:, 0])) / 4)
-        axes.plot([low[0], low[0] + length], [high[1] + 0.5 * edge] * 2, color=INK, linewidth=2.2, solid_capstyle="butt")
+        axes.plot(
+            [low[0], low[0] + length], [high[1] + 0.5 * edge] * 2, color=INK, linewidth=2.2, solid_capstyle="butt"
+        )
         axes.annotate(_length(length), (low[0] + length / 2, high[1] + 0.5 * edge), (0, -3), textcoords="offset points",
                       ha="center", va="top", fontsize=8, annotation_clip=False)  # fmt: skip
 

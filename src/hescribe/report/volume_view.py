@@ -58,7 +58,9 @@ def view_data(stack: ad.AnnData, genes: Sequence[str], outlines: Mapping[str, Ri
         "pitch_um": round(pitch(first), 2),
         "stretch": float(max(1.0, _HEIGHT * extent[:2].max() / extent[2])),
         "unit": "log1p of counts per 10,000",
-        "colours": (np.asarray(mpl.colormaps[EXPRESSION_COLOURS](np.linspace(0, 1, _COLOURS), bytes=True))[:, :3]).tolist(),
+        "colours": (
+            np.asarray(mpl.colormaps[EXPRESSION_COLOURS](np.linspace(0, 1, _COLOURS), bytes=True))[:, :3]
+        ).tolist(),
         "sections": [_section(n, places[names == n, 2][0] - middle[2], outlines.get(n, ()), middle) for n in order],
         "genes": [_gene(stack, g, chosen) for g in genes],
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hescribe.downstream.volume.placement import Placement, apply, invert
+from hescribe.downstream.volume.placement import Placement
 from hescribe.downstream.volume.planes import Picture
 
 UM = 12.0  #: a pixel of a thumbnail
@@ -30,12 +30,24 @@ def draw_tissue(seed: int = 0, side: int = 210) -> np.ndarray:
     return np.where(mask[..., None], np.clip(stained, 0, 255), GLASS).astype(np.uint8)
 
 
-def place(angle: float, *, flip: bool = False, stretch: float = 1.0, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
+def place(
+    angle: float,
+    *,
+    flip: bool = False,
+    stretch: float = 1.0,
+    shift: tuple[float, float] = (0, 0),
+    middle: float = 105 * UM,
+) -> np.ndarray:
     """Block's µm → section's µm, (2, 3), about the middle of the picture; written out apart from the library's own."""
     c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     matrix = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if flip else 1.0, 1.0]) @ np.diag([stretch, 1.0])
-    middle = np.full(2, 105 * UM)
-    return np.column_stack([matrix, middle + shift - matrix @ middle])
+    about = np.full(2, middle)
+    return np.column_stack([matrix, about + shift - matrix @ about])
+
+
+def apply_map(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Written out apart from the library's own."""
+    return np.array([affine[:, :2] @ p + affine[:, 2] for p in points])
 
 
 def cut(block: np.ndarray, to_section: np.ndarray, name: str, seed: int) -> Picture:
@@ -56,10 +68,12 @@ def block_points(block: np.ndarray) -> np.ndarray:
     return np.column_stack([x[inside] + 0.5, y[inside] + 0.5]) * UM
 
 
-def error_um(found: Placement, reference: Placement, truth: np.ndarray, truth_reference: np.ndarray, points: np.ndarray) -> float:
+def error_um(
+    found: Placement, reference: Placement, truth: np.ndarray, truth_reference: np.ndarray, points: np.ndarray
+) -> float:
     """Mean distance between where a block's points come to lie in common coordinates by two sections."""
-    there = found.to_common(apply(truth, points))
-    here = reference.to_common(apply(truth_reference, points))
+    there = found.to_common(apply_map(truth, points))
+    here = reference.to_common(apply_map(truth_reference, points))
     return float(np.linalg.norm(there - here, axis=1).mean())
 
 
@@ -89,10 +103,8 @@ def measured(points: np.ndarray, to_section: np.ndarray, seed: int) -> ad.AnnDat
         obs=pd.DataFrame(index=[f"s{i}" for i in range(len(points))]),
         var=pd.DataFrame(index=["EAST", "SOUTH", "FLAT", "REST"]),
     )
-    table.obsm["spatial"] = apply(to_section, points) / MPP
+    table.obsm["spatial"] = apply_map(to_section, points) / MPP
     return table
 
 
 MPP = 3.0  #: of the full-resolution picture
-
-__all__ = ["MPP", "SPOT_UM", "UM", "block_points", "cut", "draw_tissue", "error_um", "invert", "measured", "place"]

@@ -82,7 +82,6 @@ def test_a_bent_section_is_bent_back(block) -> None:
         name: np.linalg.norm(placed.to_common(truth) - points, axis=1).mean()
         for name, placed in (("bspline", bent_back), ("affine", Placement("B", bent_back.affine)))
     }
-    print(errors)
     assert errors["bspline"] < 0.6 * errors["affine"]
     assert errors["bspline"] < 30
 
@@ -99,9 +98,7 @@ def test_places_are_settled_exactly_where_pairs_agree(block) -> None:
     plane = cut(block, place(0), "A", 0).plane
     good = Likeness(1.0, 1.0)
     maps = [place(0), place(30, shift=(5, 7)), place(-100, flip=True, shift=(300, 0))]
-    pairs = [
-        Pair(i, j, _between(maps[i], maps[j]), good) for i, j in ((0, 1), (1, 2), (0, 2))
-    ]
+    pairs = [Pair(i, j, _between(maps[i], maps[j]), good) for i, j in ((0, 1), (1, 2), (0, 2))]
     found = settle([plane] * 3, pairs, 1, rigid=False)
     points = plane.points(50)
     for mine, truth in zip(found, maps, strict=True):
@@ -156,10 +153,10 @@ def test_likeness_of_squares_by_hand() -> None:
     mask = np.zeros((20, 40), bool)
     mask[5:15, 5:15] = True
     plane = Plane(mask.astype(np.float32), mask, 1.0)
-    half = compare(plane, plane, lambda p: p + [5, 0])
+    half = compare(plane, plane, lambda p: p + np.array([5, 0]))
     assert half.dice == pytest.approx(0.5)
     assert compare(plane, plane, lambda p: p).dice == 1
-    assert compare(plane, plane, lambda p: p + [100, 0]).dice == 0
+    assert compare(plane, plane, lambda p: p + np.array([100, 0])).dice == 0
 
 
 def test_strangers_are_warned_of(block) -> None:

@@ -62,7 +62,8 @@ class Volume:
     def axis(self, name: str) -> Values:
         """Positions along ``"z"``, ``"y"`` or ``"x"`` in µm."""
         i = "zyx".index(name)
-        return self.origin_um[i] + self.spacing_um[i] * np.arange(self.values.shape[1 + i])
+        steps = np.arange(self.values.shape[1 + i], dtype=np.float64)
+        return np.asarray(self.origin_um[i] + self.spacing_um[i] * steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,9 @@ def interpolate_volume(
     nodes = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     shape = (len(y), len(x))
     known = [_in_plane(s, nodes, sigma).T.reshape(len(genes), *shape).astype(np.float32) for s in slabs.values()]
-    distances = [_signed_distance(_covered(s, nodes, (tissue or {}).get(n), pitch).reshape(shape)) for n, s in slabs.items()]
+    distances = [
+        _signed_distance(_covered(s, nodes, (tissue or {}).get(n), pitch).reshape(shape)) for n, s in slabs.items()
+    ]
     values = np.full((len(genes), len(planes), *shape), np.nan, dtype=np.float32)
     for i, height in enumerate(planes):
         below, above, share = between(z, float(height))
@@ -159,8 +162,8 @@ def interpolate_at(
     for height in np.unique(places[:, 2]):
         here = places[:, 2] == height
         below, above, share = between(z, float(height))
-        two = [_in_plane(slabs[i], places[here, :2], sigma) for i in (below, above)]
-        out[here] = blend(*two, share)
+        low, high = (_in_plane(slabs[i], places[here, :2], sigma) for i in (below, above))
+        out[here] = blend(low, high, share)
     return out
 
 
@@ -182,9 +185,7 @@ def between(z: Values, height: float) -> tuple[int, int, float]:
     return above - 1, above, float(np.clip(share, 0, 1))
 
 
-def blend(
-    low: npt.NDArray[np.floating], high: npt.NDArray[np.floating], share: float
-) -> npt.NDArray[np.floating]:
+def blend(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating], share: float) -> npt.NDArray[np.floating]:
     """``(1 − share) low + share high``; where one of them is NaN the other alone, if it counts at all."""
     if share <= 0:
         return low
@@ -247,7 +248,9 @@ def check_lengths(**lengths: Microns | None) -> None:
 
 def _in_plane(slab: _Slab, nodes: Points, sigma: Microns) -> Values:
     """(nodes, genes): Gaussian mean of the spots within reach, NaN where there is none."""
-    pairs = cKDTree(nodes).sparse_distance_matrix(cKDTree(slab.points), _REACH * sigma, output_type="coo_matrix").tocoo()
+    pairs = (
+        cKDTree(nodes).sparse_distance_matrix(cKDTree(slab.points), _REACH * sigma, output_type="coo_matrix").tocoo()
+    )
     weights = sparse.csr_matrix((np.exp(-0.5 * (pairs.data / sigma) ** 2), (pairs.row, pairs.col)), shape=pairs.shape)
     total = np.asarray(weights.sum(axis=1)).ravel()
     out = np.full((len(nodes), slab.values.shape[1]), np.nan)

@@ -155,7 +155,9 @@ def save_placements(placements: Sequence[Placement], path: str | Path, *, about:
         More to be written beside them, such as the table of pairs.
     """
     sections = [_to_json(p) for p in placements]
-    text = json.dumps({"format": FORMAT, "unit": "µm", **(about or {}), "sections": sections}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"format": FORMAT, "unit": "µm", **(about or {}), "sections": sections}, indent=1, allow_nan=False
+    )
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

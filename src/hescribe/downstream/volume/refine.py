@@ -32,7 +32,7 @@ def shrink(plane: Plane, um: Microns) -> Plane:
     if factor < 1.3:
         return plane
     size = tuple(max(8, round(n / factor)) for n in plane.mask.shape[::-1])
-    density = np.asarray(cv2.resize(plane.density, size, interpolation=cv2.INTER_AREA))
+    density = np.asarray(cv2.resize(plane.density, size, interpolation=cv2.INTER_AREA), dtype=np.float32)
     mask = np.asarray(cv2.resize(plane.mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)) >= 0.5
     return Plane(density, mask, plane.um * plane.mask.shape[1] / size[0]) if mask.any() else plane
 

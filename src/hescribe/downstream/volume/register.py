@@ -9,10 +9,10 @@ closure) says how far the pairs contradict each other.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -181,7 +181,9 @@ def settle(planes: Sequence[Plane], pairs: Sequence[Pair], reference: int, *, ri
             if section == reference:
                 goal -= sign * where
             else:
-                block[:, column[section] : column[section] + 3] = sign * np.column_stack([where, np.full(len(where), 1e3)])
+                block[:, column[section] : column[section] + 3] = sign * np.column_stack(
+                    [where, np.full(len(where), 1e3)]
+                )
         rows.append(weight * block)
         goals.append(weight * goal)
     solution = np.linalg.lstsq(np.concatenate(rows), np.concatenate(goals), rcond=None)[0]
@@ -280,13 +282,19 @@ def _closure(pair: Pair, one: Placement, other: Placement, points: npt.NDArray[n
     return mean_distance(settled, apply(pair.to_moving, points))
 
 
+def is_poor(row: Mapping[Any, Any]) -> bool:
+    """Whether a pair of neighbours (a row of ``pairs``) should not be believed."""
+    return bool(row["dice_after"] < _POOR_DICE or row["correlation_after"] < _POOR_CORRELATION)
+
+
 def _warn(table: pd.DataFrame) -> None:
-    for row in table.itertuples():
-        names = f"sections {row.fixed!r} and {row.moving!r}"
-        if row.dice_after < _POOR_DICE or row.correlation_after < _POOR_CORRELATION:
-            _say(f"{names} fit poorly (Dice {row.dice_after:.2f}, correlation {row.correlation_after:.2f}); look at them")
-        elif row.lead < _AMBIGUOUS:
-            _say(f"{names} fit nearly as well with one of them flipped (difference {row.lead:.2f}); look at them")
+    for row in table.to_dict("records"):
+        names = f"sections {row['fixed']!r} and {row['moving']!r}"
+        if is_poor(row):
+            fit = f"Dice {row['dice_after']:.2f}, correlation {row['correlation_after']:.2f}"
+            _say(f"{names} fit poorly ({fit}); look at them")
+        elif row["lead"] < _AMBIGUOUS:
+            _say(f"{names} fit nearly as well with one of them flipped (difference {row['lead']:.2f}); look at them")
 
 
 def _say(text: str) -> None:

@@ -72,7 +72,7 @@ def _lay(
 ) -> Candidate:
     """The best shift at one angle."""
     side = spectrum.shape[0]
-    back = np.linalg.inv(rotation(angle, flipped=flipped))
+    back = np.asarray(np.linalg.inv(rotation(angle, flipped=flipped)), dtype=np.float64)
     own, norm = _spectrum(_turned(moving, back, um, side))
     score = fft.irfft2(spectrum * np.conj(own / norm), s=(side, side))
     row, column = np.unravel_index(int(score.argmax()), score.shape)

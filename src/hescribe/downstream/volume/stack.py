@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -45,15 +46,16 @@ def heights(
     if not known:
         if not (np.isfinite(thickness_um) and thickness_um > 0):
             raise InputError(f"a thickness of {thickness_um:g} µm", fix="--thickness-um takes a positive number")
-        return np.arange(len(names)) * float(thickness_um)
+        return np.asarray(np.arange(len(names)) * float(thickness_um), dtype=np.float64)
     if len(known) < len(names):
         missing = [n for n, z in zip(names, stated, strict=True) if z is None]
         raise InputError(
-            f"z is stated for some sections but not for {', '.join(missing)}", fix="fill the column 'z', or leave it out"
+            f"z is stated for some sections but not for {', '.join(missing)}",
+            fix="fill the column 'z', or leave it out",
         )
     if len(set(known)) < len(known):
         raise InputError(f"two sections have the same z (of {', '.join(f'{z:g}' for z in known)})")
-    return np.array(known, dtype=np.float64)
+    return np.asarray(known, dtype=np.float64)
 
 
 def stack_sections(
@@ -151,7 +153,7 @@ def _expression(table: ad.AnnData, genes: Sequence[str]) -> npt.NDArray[np.float
     return log_normalise(table.X)[:, columns]
 
 
-def _dense(matrix: npt.NDArray[np.float32] | sparse.csr_matrix) -> npt.NDArray[np.float32]:
+def _dense(matrix: Any) -> npt.NDArray[np.float32]:
     return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float32)
 
 
@@ -159,5 +161,7 @@ def _var(parts: Sequence[ad.AnnData], genes: Sequence[str]) -> pd.DataFrame:
     """The genes, with the least of the sections' expected correlations where they are predicted."""
     var = pd.DataFrame(index=pd.Index(genes))
     if all(keys.EXPECTED_PCC in t.var for t in parts):
-        var[keys.EXPECTED_PCC] = np.min([t.var.loc[genes, keys.EXPECTED_PCC].to_numpy(dtype=float) for t in parts], axis=0)
+        var[keys.EXPECTED_PCC] = np.min(
+            [t.var.loc[genes, keys.EXPECTED_PCC].to_numpy(dtype=float) for t in parts], axis=0
+        )
     return var

@@ -62,7 +62,9 @@ def write_ome_zarr(volume: Volume, path: str | Path) -> None:
             coordinate_transformations=_scales(volume, len(levels), channel=False),
             name=TISSUE,
         )
-        write_label_metadata(root["labels"], TISSUE, fmt=FormatV04(), colors=[{"label-value": 1, "rgba": [255, 255, 255, 64]}])
+        write_label_metadata(
+            root["labels"], TISSUE, fmt=FormatV04(), colors=[{"label-value": 1, "rgba": [255, 255, 255, 64]}]
+        )
 
 
 def write_vti(volume: Volume, path: str | Path) -> None:
