@@ -111,11 +111,8 @@ def neighbours(
 
 
 def nearest_correlation(one: Section, other: Section, places: list[npt.NDArray[np.float64]]) -> float:
-    genes = [
-        g
-        for g in one.adata.var_names[detected_genes(gene_moments(one.adata.X).detected)]
-        if g in set(other.adata.var_names[detected_genes(gene_moments(other.adata.X).detected)])
-    ]
+    detected = [s.adata.var_names[detected_genes(gene_moments(s.adata.X).detected)] for s in (one, other)]
+    genes = detected[0].intersection(detected[1])
     a, b = (log_normalise(s.adata.X)[:, s.adata.var_names.get_indexer(genes)] for s in (one, other))
     nearest = cKDTree(places[1]).query(places[0])[1]
     return float(np.nanmean(pearson_per_gene(b[nearest], a)))

@@ -127,6 +127,7 @@
     legend(context, width, height, gene);
     status.textContent = `${gene.name}: ${drawn.toLocaleString("en")} of ${count.toLocaleString("en")} spots; height drawn × ${state.stretch.toFixed(state.stretch < 10 ? 1 : 0)}.`;
   };
+  // Events that come faster than a picture is drawn share one
   const redraw = () => {
     if (!waiting) {
       waiting = true;
@@ -136,11 +137,9 @@
   const turn = (dx, dy) => {
     state.turn += dx;
     state.tilt = Math.min(Math.PI / 2, Math.max(0, state.tilt - dy));
-    redraw();
   };
   const zoom = (factor) => {
     state.zoom = Math.min(20, Math.max(0.3, state.zoom * factor));
-    redraw();
   };
 
   let held = null;
@@ -149,28 +148,28 @@
     if (!held) return;
     turn((e.clientX - held[0]) * -0.008, (e.clientY - held[1]) * -0.008);
     held = [e.clientX, e.clientY];
+    redraw();
   });
   ["pointerup", "pointercancel"].forEach((n) => canvas.addEventListener(n, () => { held = null; }));
-  canvas.addEventListener("wheel", (e) => { e.preventDefault(); zoom(Math.exp(-e.deltaY * 0.0015)); }, { passive: false });
+  canvas.addEventListener("wheel", (e) => { e.preventDefault(); zoom(Math.exp(-e.deltaY * 0.0015)); redraw(); }, { passive: false });
   const again = () => {
     Object.assign(state, start, { gene: state.gene });
     stretch.value = toSlider(state.stretch);
     above.value = 0;
     shown.value = "-1";
-    redraw();
   };
   const keyed = {
     ArrowLeft: () => turn(-0.1, 0), ArrowRight: () => turn(0.1, 0), ArrowUp: () => turn(0, 0.1), ArrowDown: () => turn(0, -0.1),
     "+": () => zoom(1.2), "=": () => zoom(1.2), "-": () => zoom(1 / 1.2), 0: again,
   };
   canvas.addEventListener("keydown", (e) => {
-    if (keyed[e.key] && !e.ctrlKey && !e.metaKey) { e.preventDefault(); keyed[e.key](); }
+    if (keyed[e.key] && !e.ctrlKey && !e.metaKey) { e.preventDefault(); keyed[e.key](); draw(); }
   });
-  select.addEventListener("change", () => { state.gene = Number(select.value); redraw(); });
+  select.addEventListener("change", () => { state.gene = Number(select.value); draw(); });
   stretch.addEventListener("input", () => { state.stretch = most ** Number(stretch.value); redraw(); });
-  above.addEventListener("input", () => { state.above = Number(above.value); redraw(); });
-  shown.addEventListener("change", redraw);
-  reset.addEventListener("click", again);
+  above.addEventListener("input", () => { state.above = Number(above.value); draw(); });
+  shown.addEventListener("change", draw);
+  reset.addEventListener("click", () => { again(); draw(); });
   addEventListener("resize", redraw);
   draw();
   document.documentElement.dataset.ready = "true";

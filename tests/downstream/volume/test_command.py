@@ -14,9 +14,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from hescribe import tl
-from hescribe.cli.main import run
+from hescribe.cli.main import app, run
+from hescribe.io.expression import log_normalise
+from hescribe.io.store import write_anndata
+from hescribe.sections import read_sections
 
 from .conftest import UM, apply_map, cut, draw_tissue, place
 
@@ -61,13 +65,28 @@ def hescribe(
 
 
 @pytest.fixture(scope="module")
-def made(manifest: Path) -> Path:
-    from hescribe.sections import read_sections
+def predictions(manifest: Path) -> Path:
+    """What was measured, in the form of predictions."""
+    folder = manifest.parent / "predictions"
+    for section in read_sections(manifest):
+        table = section.adata.copy()
+        table.X = log_normalise(table.X).toarray()
+        table.var["expected_pcc"] = [0.5, 0.4, 0.1, np.nan]
+        table.uns = {"hescribe": {"unit": "log1p of counts per 10,000", "slide": section.section_id, "mpp": UM}}
+        write_anndata(table, folder / f"{section.section_id}.zarr")
+    return folder
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        page = tl.volume(read_sections(manifest), manifest.parent / "out", genes=["EAST", "<i>"], registration="rigid")
-    return page.parent
+
+@pytest.fixture(scope="module")
+def made(manifest: Path, predictions: Path) -> Path:
+    options = ["--genes", "EAST,<i>", "--registration", "rigid", "--grid-um", "100"]
+    folder = manifest.parent / "out"
+    done = CliRunner().invoke(
+        app, ["volume", str(manifest), "-o", str(folder), "--predictions", str(predictions), *options]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.strip().endswith("index.html")
+    return folder
 
 
 def test_what_is_written(made: Path) -> None:
@@ -76,6 +95,8 @@ def test_what_is_written(made: Path) -> None:
     }  # fmt: skip
     transforms = json.loads((made / "transforms.json").read_text())
     assert [s["section"] for s in transforms["sections"]] == ["S1", "S2", "S0"]  # by z
+    assert (made.parent / "out.config.yaml").is_file()
+    assert "predicted" in (made / "index.html").read_text()
     assert [len(p) for p in (transforms["pairs"], tl.load_placements(made / "transforms.json"))] == [2, 3]
 
 
@@ -98,26 +119,22 @@ def test_the_page_holds_its_view_and_escapes_names(made: Path) -> None:
     assert all(len(s["outline"][0]) > 5 for s in data["sections"])
 
 
-def test_the_command(manifest: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """With predictions, which lie at the measured spots."""
-    from hescribe.sections import read_sections
-
-    for section in read_sections(manifest):
-        table = section.adata.copy()
-        table.X = np.log1p(table.X.toarray())
-        table.var["expected_pcc"] = [0.5, 0.4, 0.1, np.nan]
-        table.uns = {"hescribe": {"unit": "log1p of counts per 10,000", "slide": section.section_id, "mpp": UM}}
-        table.write_zarr(tmp_path / "predictions" / f"{section.section_id}.zarr")
-    options = ("--predictions", tmp_path / "predictions", "--registration", "rigid", "--grid-um", "100")
-    code, out, err = hescribe(monkeypatch, capsys, "volume", manifest, "-o", tmp_path / "out", *options)
-    assert code == 0, err
-    assert out.strip().endswith("index.html")
-    assert "predicted" in (tmp_path / "out" / "index.html").read_text()
-    assert (tmp_path / "out.config.yaml").is_file()
-    shutil.rmtree(tmp_path / "predictions" / "S1.zarr")
-    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, "-o", tmp_path / "again", *options)
+def test_a_prediction_that_is_missing(manifest: Path, predictions: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(predictions, tmp_path / "some", ignore=shutil.ignore_patterns("S1.zarr"))
+    options = ("-o", tmp_path / "out", "--predictions", tmp_path / "some")
+    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, *options)
     assert (code, "no prediction of section 'S1' (there is S0, S2)" in err) == (2, True)
-    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_measured_sections(manifest: Path, made: Path, tmp_path: Path) -> None:
+    """The same values as predictions of the same values."""
+    page = tl.volume(read_sections(manifest), tmp_path / "out", genes=["EAST"], registration="rigid", grid_um=100)
+    assert "measured" in page.read_text()
+    one, other = (ad.read_zarr(f / "stack.zarr") for f in (page.parent, made))
+    np.testing.assert_allclose(one.X.toarray(), other.X, rtol=1e-5)
+    np.testing.assert_array_equal(one.obsm["spatial_3d"], other.obsm["spatial_3d"])
 
 
 REFUSED = {
@@ -157,17 +174,14 @@ def test_the_view_in_a_browser(made: Path, tmp_path: Path) -> None:
     act = """
     const canvas = document.querySelector("#view-3d canvas");
     const note = () => document.querySelector("#view-3d .note").textContent;
-    const wait = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
-    (async () => {
-      const out = [note(), canvas.toDataURL()];
-      canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" })); await wait();
-      out.push(canvas.toDataURL());
-      const gene = document.getElementById("volume-gene"); gene.value = "1"; gene.dispatchEvent(new Event("change")); await wait();
-      out.push(note());
-      const above = document.getElementById("volume-above"); above.value = "128"; above.dispatchEvent(new Event("input")); await wait();
-      out.push(note());
-      document.body.dataset.outcome = JSON.stringify([out[0], out[1] !== out[2], out[3], out[4]]);
-    })();
+    const out = [note(), canvas.toDataURL()];
+    canvas.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+    out.push(canvas.toDataURL());
+    const gene = document.getElementById("volume-gene"); gene.value = "1"; gene.dispatchEvent(new Event("change"));
+    out.push(note());
+    const above = document.getElementById("volume-above"); above.value = "128"; above.dispatchEvent(new Event("input"));
+    out.push(note());
+    document.body.dataset.outcome = JSON.stringify([out[0], out[1] !== out[2], out[3], out[4]]);
     """
     text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", (made / "index.html").read_text())
     page = tmp_path / "driven.html"

@@ -48,7 +48,7 @@ def test_quality_is_told(found) -> None:
     assert (found.pairs["closure_um"] < 20).all()
 
 
-@pytest.mark.parametrize("angle", [45, 275])
+@pytest.mark.parametrize("angle", [45, pytest.param(275, marks=pytest.mark.slow)])
 def test_any_angle(block, angle) -> None:
     truth = place(angle, shift=(100, 150))
     one, other = cut(block, place(0), "A", 0), cut(block, truth, "B", 1)
