@@ -5,7 +5,8 @@
 HER2ST's C2–C5 are consecutive sections of one tumour, the three MOB sections lie at different angles. Printed are, for
 each way of registering: Dice of tissue masks and correlation of haematoxylin between neighbours before and after;
 correlation of measured expression between neighbours' nearest spots, as they lie on their slides, with centroids laid
-on each other, and registered (mean over genes detected in 10 % of the spots of both); what remains when MOB1 → MOB2 →
+on each other, and registered (mean over genes detected in 10 % of the spots of both, and over the 50 of them with
+the highest mean and variance in the first); what remains when MOB1 → MOB2 →
 MOB3 → MOB1 are registered pair by pair and chained (µm); seconds. Then C4 left out: its measured expression against
 (a) interpolation of the measured C3 and C5, (b) predictions from its image alone, (c) the nearest spot of C3, and of
 C5; mean correlation over the 50 most expressed and the 50 most variable genes of C4.
@@ -105,17 +106,21 @@ def neighbours(
         }
         for way, two in ways.items():
             places = [p.to_common(spots_um(s)) for p, s in zip(two, (one, other), strict=True)]
-            r = nearest_correlation(one, other, places)
-            out.append({"what": f"{one.section_id}–{other.section_id}", "how": way, "of": model, "pcc": r})
+            for kind, r in nearest_correlation(one, other, places).items():
+                out.append({"what": f"{one.section_id}–{other.section_id}, {kind}", "how": way, "of": model, "pcc": r})
     return out
 
 
-def nearest_correlation(one: Section, other: Section, places: list[npt.NDArray[np.float64]]) -> float:
+def nearest_correlation(one: Section, other: Section, places: list[npt.NDArray[np.float64]]) -> dict[str, float]:
+    """By gene set, over all spots of one section and the nearest spot of the other, however far."""
     detected = [s.adata.var_names[detected_genes(gene_moments(s.adata.X).detected)] for s in (one, other)]
     genes = detected[0].intersection(detected[1])
     a, b = (log_normalise(s.adata.X)[:, s.adata.var_names.get_indexer(genes)] for s in (one, other))
-    nearest = cKDTree(places[1]).query(places[0])[1]
-    return float(np.nanmean(pearson_per_gene(b[nearest], a)))
+    r = pearson_per_gene(b[cKDTree(places[1]).query(places[0])[1]], a)
+    moments = gene_moments(a)
+    sets = {"HEG-50": moments.mean, "HVG-50": moments.variance}
+    chosen = {"detected": np.ones(len(genes), dtype=bool)} | {k: top_genes(v, genes) for k, v in sets.items()}
+    return {k: float(np.nanmean(r[mask])) for k, mask in chosen.items()}
 
 
 def left_out(
