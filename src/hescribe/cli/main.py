@@ -10,7 +10,7 @@ import warnings
 import typer
 
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
-from hescribe.cli.commands.biology import regions, survival, tls
+from hescribe.cli.commands.biology import regions, survival, tls, volume
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
@@ -45,9 +45,8 @@ def _global(
 
 for command in (demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark, report.report):
     app.command()(command)
-app.command()(regions.regions)
-app.command()(survival.survival)
-app.command()(tls.tls)
+for command in (regions.regions, tls.tls, volume.volume, survival.survival):
+    app.command()(command)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)
 

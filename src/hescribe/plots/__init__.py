@@ -7,8 +7,10 @@ from hescribe.plots.maps import gene_map, measured_and_predicted, obs_map, slide
 from hescribe.plots.regions import region_map, tls_map
 from hescribe.plots.style import save_figure
 from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
+from hescribe.plots.volume import Overlay, neighbour_overlay, orthogonal_cuts, stacked_sections
 
 __all__ = [
+    "Overlay",
     "Thumbnail",
     "auc_over_time",
     "calibration",
@@ -19,11 +21,14 @@ __all__ = [
     "mean_and_variance",
     "measured_and_predicted",
     "method_comparison",
+    "neighbour_overlay",
     "obs_map",
+    "orthogonal_cuts",
     "pcc_distribution",
     "region_map",
     "save_figure",
     "slide_map",
+    "stacked_sections",
     "tls_map",
     "training_curves",
 ]

@@ -1,0 +1,1 @@
+"""Serial sections laid onto each other, and expression between them."""
