@@ -57,7 +57,6 @@ __all__ = [
     "tls_gene_sets",
     "tls_scores",
     "to_spatialdata",
-    "volume",
     "write_ome_zarr",
     "write_vti",
 ]

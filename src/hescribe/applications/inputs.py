@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
 from hescribe.plots.ground import Thumbnail
 from hescribe.sections import Section, read_sections
+from hescribe.types import Mpp
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Given:
     def predicted(self) -> bool:
         """Whether expression was predicted, not measured."""
         return keys.EXPECTED_PCC in self.adata.var
+
+    @property
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel; NaN where nothing says."""
+        told = self.adata.uns[keys.PROVENANCE].get("mpp")
+        return float(told) if told is not None else float("nan")
 
     @property
     def thumbnail(self) -> Thumbnail | None:
@@ -72,18 +80,20 @@ def read_given(path: str | Path, *, sections: str | Path | None = None) -> Itera
         if not measured:
             raise InputError("no section has expression", path=where)
         for section in measured:
-            yield Given(section.section_id, with_mpp(section), section)
+            yield Given(section.section_id, _with_mpp(section), section)
         return
     known: dict[str, Section] = {s.section_id: s for s in read_sections(sections)} if sections else {}
     for prediction in find_predictions(where):
         adata = read_prediction(prediction)
-        said = str(adata.uns[keys.PROVENANCE].get("section_id", prediction.stem))
-        yield Given(prediction.stem, adata, known.get(said) or known.get(prediction.stem))
+        slide = str(adata.uns[keys.PROVENANCE].get("slide", prediction.stem))
+        yield Given(prediction.stem, adata, known.get(slide) or known.get(prediction.stem))
 
 
-def with_mpp(section: Section) -> ad.AnnData:
-    """Measured counts that state µm per pixel, as a prediction does."""
+def _with_mpp(section: Section) -> ad.AnnData:
+    """Measured counts that state µm per pixel, where it is known, as a prediction does."""
     adata = section.adata.copy()
     told: dict[str, Any] = dict(adata.uns.get(keys.PROVENANCE, {}))
-    adata.uns[keys.PROVENANCE] = {**told, "mpp": float(section.mpp)} if section.image else told
+    with suppress(InputError):  # a tool that needs it says so itself
+        told["mpp"] = float(section.mpp)
+    adata.uns[keys.PROVENANCE] = told
     return adata

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
@@ -13,18 +12,14 @@ import pandas as pd
 from shapely.geometry.base import BaseGeometry
 
 from hescribe import keys, plots
+from hescribe.applications.inputs import Given, read_given
 from hescribe.downstream.gene_sets import MIN_PCC
 from hescribe.downstream.polygons import region_polygons, write_geojson
 from hescribe.downstream.tls.call import TLSSettings, tls
 from hescribe.downstream.tls.scores import DEFAULT_SCORE, SCORES, read_coefficients
 from hescribe.errors import HescribeWarning, InputError
-from hescribe.inference.predict import read_prediction
-from hescribe.inference.present import find_predictions
 from hescribe.io.store import write_anndata, write_atomically
-from hescribe.plots import Thumbnail
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
-from hescribe.sections import Section, read_sections
-from hescribe.types import Mpp
 from hescribe.version import __version__
 
 _CLASS, _COLOUR = "TLS", "#d55e00"  #: of the annotations in QuPath
@@ -42,17 +37,6 @@ _HEADINGS = {
     "tls": "number", "n_spots": "spots", "area_mm2": "area (mm²)", "x": "x (px)", "y": "y (px)",
     "mean_score": "mean score", "max_score": "highest score", "peak_z": "peak z", "mass": "mass", "p_value": "p",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """A section or prediction on its way through the tool."""
-
-    name: str
-    adata: ad.AnnData
-    thumbnail: Thumbnail | None
-    mpp: Mpp
-    kind: str
 
 
 def find_structures(
@@ -104,7 +88,7 @@ def find_structures(
     with write_atomically(output, overwrite=overwrite) as folder:
         folder.mkdir()
         chapters, tables, cautions = [], {}, [_NOTE, _NULLS[how.null]]
-        for subject in _subjects(Path(path), sections):
+        for subject in read_given(path, sections=sections):
             found, said = _call(subject, score, how, model, min_pcc)
             polygons = _write(subject, found, folder, score)
             chapters.append(_chapter(subject, found, polygons, score, how))
@@ -114,28 +98,8 @@ def find_structures(
     return Path(output) / PAGE
 
 
-def _subjects(path: Path, manifest: str | Path | None) -> Iterator[_Subject]:
-    """One after the other, as a slide may fill the memory."""
-    if path.is_file() or (path / "sections.csv").is_file():
-        measured = [s for s in read_sections(path) if s.has_expression]
-        if not measured:
-            raise InputError("no section has expression", path=path, fix="predict it first with 'hescribe predict'")
-        for section in measured:
-            thumbnail = section.thumbnail()
-            yield _Subject(section.section_id, section.adata.copy(), thumbnail, section.mpp, "measured")
-        return
-    slides: dict[str, Section] = {s.section_id: s for s in read_sections(manifest)} if manifest else {}
-    for store in find_predictions(path):
-        adata = read_prediction(store)
-        name = store.name.removesuffix(".zarr")
-        origin = adata.uns[keys.PROVENANCE]
-        slide = slides.get(str(origin.get("slide", name)))
-        thumbnail = slide.thumbnail() if slide is not None else None
-        yield _Subject(name, adata, thumbnail, float(origin.get("mpp", np.nan)), "predicted")
-
-
 def _call(
-    subject: _Subject, score: str, how: TLSSettings, model: pd.Series | None, min_pcc: float | None
+    subject: Given, score: str, how: TLSSettings, model: pd.Series | None, min_pcc: float | None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Structures, and what was said about the genes; said again for the command line."""
     with warnings.catch_warnings(record=True) as heard:
@@ -149,7 +113,7 @@ def _call(
         )
         warnings.warn(text, warning.category, stacklevel=2)
     said = [str(w.message) for w in heard if issubclass(w.category, HescribeWarning)]
-    if subject.kind == "predicted" and not subject.adata.uns[keys.PROVENANCE].get("patient_seen_in_training", False):
+    if subject.predicted and not subject.adata.uns[keys.PROVENANCE].get("patient_seen_in_training", False):
         said.append(
             "predicted for a patient that the bundle has not learned from; confirm what is outlined on the slide."
         )
@@ -160,7 +124,7 @@ def _mapping(numbers: pd.Series | None) -> dict[str, float] | None:
     return None if numbers is None else {str(k): float(v) for k, v in numbers.items()}
 
 
-def _write(subject: _Subject, found: pd.DataFrame, folder: Path, score: str) -> dict[int, BaseGeometry]:
+def _write(subject: Given, found: pd.DataFrame, folder: Path, score: str) -> dict[int, BaseGeometry]:
     adata = subject.adata
     found.to_csv(folder / f"{subject.name}.tls.csv", index=False, float_format="%.6g")
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
@@ -186,7 +150,7 @@ def _write(subject: _Subject, found: pd.DataFrame, folder: Path, score: str) -> 
 
 
 def _chapter(
-    subject: _Subject, found: pd.DataFrame, polygons: dict[int, BaseGeometry], score: str, how: TLSSettings
+    subject: Given, found: pd.DataFrame, polygons: dict[int, BaseGeometry], score: str, how: TLSSettings
 ) -> Chapter:
     n = len(found)
     threshold = float(subject.adata.uns[keys.TLS]["threshold_z"])
@@ -205,7 +169,7 @@ def _chapter(
         figure,
         f"tls_{subject.name}",
         f"Map of the score of {subject.name} with {n} outlined structures.",
-        f"Score: {SCORES[score]}, {subject.kind}, smoothed over {how.smooth_um:g} µm; colours run from its 10th to its "
+        f"Score: {SCORES[score]}, {'predicted' if subject.predicted else 'measured'}, smoothed over {how.smooth_um:g} µm; colours run from its 10th to its "
         "90th percentile.",
     )
     tables = [("Structures, heaviest first", found.rename(columns=_HEADINGS))] if n else []

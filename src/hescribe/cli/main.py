@@ -43,9 +43,10 @@ def _global(
     set_up_logging(debug=debug)
 
 
-for command in (demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark, report.report):
-    app.command()(command)
-for command in (regions.regions, tls.tls, volume.volume, survival.survival):
+for command in (
+    *(demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark, report.report),
+    *(regions.regions, tls.tls, volume.volume, survival.survival),
+):
     app.command()(command)
 app.add_typer(datasets.app, name="datasets")
 app.command()(doctor.doctor)
