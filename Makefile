@@ -26,7 +26,7 @@ demo: env
 	$(RUN) hescribe demo --output $(DEMO) --overwrite
 
 test: env
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Tests that start several processes, or train for long
 slow: env

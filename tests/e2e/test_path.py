@@ -94,7 +94,7 @@ def test_a_bundle_holds_only_harmless_files(bleep: Fitted) -> None:
     assert not [p for p in bleep[1].rglob("*") if p.suffix in {".pkl", ".pt", ".ckpt", ".pickle"}]
 
 
-@pytest.mark.parametrize("kind", ["ridge", "bleep"])
+@pytest.mark.parametrize("kind", [pytest.param("ridge", marks=pytest.mark.slow), "bleep"])
 def test_a_loaded_bundle_predicts_bit_for_bit(
     kind: str, request: pytest.FixtureRequest, sections: list[Section], tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ def test_fine_tuning_trains_batch_statistics_too(sections: list[Section], weight
     assert np.isfinite(losses).all()
 
 
-@pytest.mark.parametrize("method", ["cmrcnet", "stnet"])
+@pytest.mark.parametrize("method", [pytest.param("cmrcnet", marks=pytest.mark.slow), "stnet"])
 def test_other_methods_fine_tune_and_come_back_from_disk(
     sections: list[Section], weights: Path, tmp_path: Path, method: str
 ) -> None:

@@ -118,6 +118,7 @@ def put_on_path(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
 
+@pytest.mark.slow
 def test_jobs_are_submitted_and_do_the_work(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that starts every job at once, on this machine."""
     pytest.importorskip("dask_jobqueue")
