@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from hescribe.applications.volume import volume
     from hescribe.downstream.gene_sets import marker_sets, read_gene_sets, score_gene_sets
     from hescribe.downstream.regions import regions
     from hescribe.downstream.tls.call import TLSSettings, tls
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, _ = lazy_loader.attach(
     "hescribe",
     submod_attrs={
+        "applications.volume": ["volume"],
         "downstream.gene_sets": ["marker_sets", "read_gene_sets", "score_gene_sets"],
         "downstream.regions": ["regions"],
         "downstream.tls.call": ["TLSSettings", "tls"],
@@ -57,6 +59,7 @@ __all__ = [
     "tls_gene_sets",
     "tls_scores",
     "to_spatialdata",
+    "volume",
     "write_ome_zarr",
     "write_vti",
 ]

@@ -58,7 +58,7 @@ class _Made:
         return {p.name: p for p in self.registration.placements}
 
 
-def build_volume(
+def volume(
     sections: Sequence[Section],
     output: str | Path,
     *,

@@ -34,7 +34,7 @@ def volume(
     config: o.Config = None,
 ) -> None:
     """Register serial H&E sections and write expression in space, for napari, ParaView and the browser."""
-    from hescribe.applications.volume import build_volume
+    from hescribe.applications.volume import volume as build_volume
 
     page = build_volume(
         o.choose_sections(sections, only=only, without=without),
