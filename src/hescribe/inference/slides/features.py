@@ -25,7 +25,8 @@ from hescribe.types import Features
 
 _WORTHWHILE = 1.2  #: times faster bf16 must be
 _SAME = 0.999  #: cosine between a tile's features in both precisions, at least
-_REPEATS = 3
+_REPEATS = 2
+_MEASURED = 16  #: tiles that precisions are measured on: two seconds on two cores, which a slide must be worth
 
 
 class Encoded(NamedTuple):
@@ -137,7 +138,7 @@ def settle_precision(choice: PrecisionChoice, sweep: Sweep, encoder: Encoder, *,
     n = len(sweep.placements[0].corners)
     if choice == "fp32" or (choice == "auto" and n < 8 * BATCH):
         return "fp32"
-    (batch,) = sweep.batches(BATCH, stop=min(BATCH, n))
+    (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, n))
     module, images = load_module(encoder, device), to_tensor(batch.tiles[0], device)
     if next(module.parameters(), None) is None:  # what has no weights, bf16 can only slow down
         if choice == "bf16":
