@@ -24,7 +24,7 @@ from hescribe.plots.style import CEILING, EXPRESSION_COLOURS, INK, MUTED, NOTHIN
 from hescribe.types import Microns
 
 _SLANT, _FLAT = 0.38, 0.5  #: how a plane is seen from the side: sheared, and lower
-_GAP = 0.42  #: between planes in the picture, of a plane's height
+_GAP = 0.54  #: between planes in the picture, of a plane's depth
 _OF_PITCH = 0.62  #: a spot's diameter
 _SMOOTH_SPOTS = 4000  #: more are drawn as squares
 _UNIT = "log1p of counts per 10,000"
@@ -247,7 +247,7 @@ def _seen(points: npt.NDArray[np.float64], lift: float) -> npt.NDArray[np.float6
 
 
 def _gap(places: npt.NDArray[np.float64]) -> float:
-    return float(_GAP * _FLAT * max(np.ptp(places[:, 1]), 0.5 * np.ptp(places[:, 0]), 1.0) / 0.5)
+    return float(_GAP * max(np.ptp(places[:, 1]), 0.5 * np.ptp(places[:, 0]), 1.0))
 
 
 def _plane_picture(axes: Axes, picture: npt.NDArray[np.uint8], extent: Extent, lift: float, *, pale: bool) -> None:
