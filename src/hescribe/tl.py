@@ -1,8 +1,7 @@
 """The tools under the short name that scanpy's users type: ``hescribe.tl``; each is imported when first used."""
 
-from typing import TYPE_CHECKING
-
-import lazy_loader
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hescribe.applications.volume import volume
@@ -19,24 +18,44 @@ if TYPE_CHECKING:
     from hescribe.survival.features import patient_features, slide_features
     from hescribe.survival.outcome import survival
 
-__getattr__, __dir__, _ = lazy_loader.attach(
-    "hescribe",
-    submod_attrs={
-        "applications.volume": ["volume"],
-        "downstream.gene_sets": ["marker_sets", "read_gene_sets", "score_gene_sets"],
-        "downstream.regions": ["regions"],
-        "downstream.tls.call": ["TLSSettings", "tls"],
-        "downstream.tls.scores": ["tls_gene_sets", "tls_scores"],
-        "downstream.volume.interpolate": ["interpolate_at", "interpolate_volume"],
-        "downstream.volume.placement": ["load_placements", "save_placements"],
-        "downstream.volume.planes": ["Picture"],
-        "downstream.volume.register": ["register_pair", "register_sections"],
-        "downstream.volume.stack": ["stack_sections"],
-        "downstream.volume.write": ["to_spatialdata", "write_ome_zarr", "write_vti"],
-        "survival.features": ["patient_features", "slide_features"],
-        "survival.outcome": ["survival"],
-    },
-)
+#: public name → the module it lives in
+_HOMES = {
+    "volume": "applications.volume",
+    "marker_sets": "downstream.gene_sets",
+    "read_gene_sets": "downstream.gene_sets",
+    "score_gene_sets": "downstream.gene_sets",
+    "regions": "downstream.regions",
+    "TLSSettings": "downstream.tls.call",
+    "tls": "downstream.tls.call",
+    "tls_gene_sets": "downstream.tls.scores",
+    "tls_scores": "downstream.tls.scores",
+    "interpolate_at": "downstream.volume.interpolate",
+    "interpolate_volume": "downstream.volume.interpolate",
+    "load_placements": "downstream.volume.placement",
+    "save_placements": "downstream.volume.placement",
+    "Picture": "downstream.volume.planes",
+    "register_pair": "downstream.volume.register",
+    "register_sections": "downstream.volume.register",
+    "stack_sections": "downstream.volume.stack",
+    "to_spatialdata": "downstream.volume.write",
+    "write_ome_zarr": "downstream.volume.write",
+    "write_vti": "downstream.volume.write",
+    "patient_features": "survival.features",
+    "slide_features": "survival.features",
+    "survival": "survival.outcome",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Not by lazy_loader: it takes `survival`, the tool, and `survival`, the room of the package, for one another
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hescribe.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 __all__ = [
     "Picture",
