@@ -101,7 +101,7 @@ def _said(name: str, caught: list[warnings.WarningMessage]) -> list[str]:
     own = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, HescribeWarning))
     for text in own:
         warnings.warn(f"{name}: {text}", HescribeWarning, stacklevel=3)
-    return [f"{name}: {text}" for text in own]
+    return [f"{name}: {'; '.join(own)}"] if own else []
 
 
 def _shares(name: str, found: ad.AnnData) -> dict[str, object]:
