@@ -2,10 +2,12 @@
 
     python benchmarks/whole_slide.py speed  --side 40000 [--encoder timm:mobilenetv1_100@FILE]
     python benchmarks/whole_slide.py memory --sides 20000,80000 --genes 200,18000
+    python benchmarks/whole_slide.py scaling --side 20000 --strides 224,70,22
 
 ``speed`` divides the tiles per second of a whole run (reading, encoding, neighbourhoods, expression, writing) by those
 of the encoder on tensors that lie in memory, at the same precision and batch. ``memory`` runs each case in a process of
-its own and reports its highest resident memory. Slides are made once, in ``--cache``: synthetic tissue rendered by
+its own and reports its highest resident memory. ``scaling`` lays ever denser grids over one slide; what a million
+tiles cost is a straight line through the last two, and marked as such. Slides are made once, in ``--cache``: synthetic tissue rendered by
 ``hescribe.datasets.synthetic``, laid out over a tiled, JPEG-compressed pyramid that is written block by block. Encoder
 weights are random where no file is given.
 """
@@ -170,7 +172,7 @@ def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: s
     return best
 
 
-def run(args: argparse.Namespace, side: int, genes: int) -> dict[str, object]:
+def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None = None) -> dict[str, object]:
     """One whole slide in this process."""
     encoder = random_encoder(args.encoder)
     bundle = make_bundle(encoder, genes, args.method)
@@ -179,7 +181,7 @@ def run(args: argparse.Namespace, side: int, genes: int) -> dict[str, object]:
         shutil.rmtree(old, ignore_errors=True)
     start = time.perf_counter()
     with Peak() as peak:
-        predict_slide(bundle, slide, output, device=args.device, precision=args.precision)
+        predict_slide(bundle, slide, output, device=args.device, precision=args.precision, stride_um=stride_um)
     seconds = time.perf_counter() - start
     import zarr
 
@@ -208,23 +210,45 @@ def speed(args: argparse.Namespace) -> None:
     print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))
 
 
+def apart(args: argparse.Namespace, side: int, genes: int, stride_um: float | None = None) -> dict[str, float]:
+    """The same in a process of its own; printed, too."""
+    command = [sys.executable, __file__, "one", "--side", str(side), "--genes-speed", str(genes)]
+    for name in ("encoder", "method", "device", "precision", "cache"):
+        command += [f"--{name}", str(getattr(args, name))]
+    if stride_um:
+        command += ["--strides", str(stride_um)]
+    line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    print(line, flush=True)
+    return json.loads(line)
+
+
 def memory(args: argparse.Namespace) -> None:
     for side in (int(s) for s in args.sides.split(",")):
         make_slide(args.cache, side)
         for genes in (int(g) for g in args.genes.split(",")):
-            command = [sys.executable, __file__, "one", "--side", str(side), "--genes-speed", str(genes)]
-            for name in ("encoder", "method", "device", "precision", "cache"):
-                command += [f"--{name}", str(getattr(args, name))]
-            print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+            apart(args, side, genes)
+
+
+def scaling(args: argparse.Namespace) -> None:
+    make_slide(args.cache, args.side)
+    found = [apart(args, args.side, args.genes_speed, float(stride)) for stride in args.strides.split(",")]
+    for row in found:
+        print(f"{row['tiles']:>9,} tiles {row['seconds']:8.1f} s {1e3 * row['seconds'] / row['tiles']:7.2f} ms a tile")
+    if len(found) > 1:
+        one, other = found[-2:]
+        slope = (other["seconds"] - one["seconds"]) / (other["tiles"] - one["tiles"])
+        seconds = other["seconds"] + slope * (1e6 - other["tiles"])
+        print(f"{1_000_000:>9,} tiles {seconds:8.0f} s {1e-3 * seconds:7.2f} ms a tile (extrapolated)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "one"])
+    parser.add_argument("what", choices=["speed", "memory", "scaling", "one"])
     parser.add_argument("--side", type=int, default=40_000)
     parser.add_argument("--sides", default="20000,80000")
     parser.add_argument("--genes", default="200,18000", help="of memory")
     parser.add_argument("--genes-speed", type=int, default=1000, help="of speed")
+    parser.add_argument("--strides", default="", help="of scaling: µm from tile to tile; one: a tile beside the other")
     parser.add_argument("--encoder", default="timm:mobilenetv1_100")
     parser.add_argument("--method", default="ridge")
     parser.add_argument("--device", default="cpu")
@@ -235,9 +259,9 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.what == "one":
-        print(json.dumps(run(args, args.side, args.genes_speed)))
+        print(json.dumps(run(args, args.side, args.genes_speed, float(args.strides) if args.strides else None)))
     else:
-        {"speed": speed, "memory": memory}[args.what](args)
+        {"speed": speed, "memory": memory, "scaling": scaling}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,13 @@ def test_a_tissue_takes_its_own_sets_and_the_general_ones(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("gene\nA\n", "no column set"), ("set,gene\n", "holds no gene set"), ("", "not a readable table")],
+    [
+        ("gene\nA\n", "no column set"),
+        ("set,gene\n", "holds no gene set"),
+        ("", "not a readable table"),
+        ("set,gene\n../out,A\n", "cannot be called '../out'"),
+        ("set,gene\nT/NK,A\n", "cannot be called 'T/NK'"),
+    ],
 )
 def test_a_bad_table_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "sets.csv"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import InputError, OutputError
 from hescribe.report import PlainScores, build_report
 from hescribe.report.contents import choose_genes, read_contents
 from hescribe.report.rows import gene_rows, provenance_rows
@@ -252,3 +252,16 @@ def test_wrong_input_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="outside the thumbnail"):
         build_report([(predicted, measured, np.zeros((20, 20, 3), np.uint8))], None, None, {}, out)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+    """The folder goes with all that is in it, and people type the folder of their predictions."""
+    predicted, _ = make()
+    given = [(predicted, None, None)]
+    (tmp_path / "pred.zarr").mkdir()
+    with pytest.raises(OutputError, match="holds something other than a report"):
+        build_report(given, None, None, {}, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["pred.zarr"]
+    first = build_report(given, None, None, {}, tmp_path / "out", title="First")
+    assert build_report(given, None, None, {}, tmp_path / "out", title="Second") == first
+    assert "Second" in first.read_text()

@@ -114,6 +114,16 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_there_is_replaced_only_when_asked(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code = hescribe("survival", study / "predictions", "--clinical", study / "clinical.csv", "-o", tmp_path)
+    assert code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_patients_without_slides_are_refused_or_left_out(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

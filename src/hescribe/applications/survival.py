@@ -22,7 +22,7 @@ from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
-from hescribe.io.store import write_atomically
+from hescribe.io.store import check_free, write_atomically
 from hescribe.survival.clinical import (
     PATIENT,
     join_slides,
@@ -123,6 +123,7 @@ def run_survival(
     *,
     slides: str | Path | None = None,
     settings: SurvivalSettings | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Predict outcome from predicted expression; write tables, figures and a page.
 
@@ -138,6 +139,8 @@ def run_survival(
         Table ``slide_id, patient_id``; by default what the predictions say.
     settings
         Everything else.
+    overwrite
+        Replace what is there.
 
     Returns
     -------
@@ -148,7 +151,10 @@ def run_survival(
     ------
     InputError
         Tables or predictions do not fit each other, or nothing can be learned from so little.
+    OutputError
+        The folder is there already or cannot be written.
     """
+    check_free(output, overwrite=overwrite)
     chosen = settings or SurvivalSettings()
     if chosen.model not in MODELS:
         raise InputError(f"unknown model {chosen.model!r}", fix=f"known: {', '.join(MODELS)}")
@@ -170,7 +176,7 @@ def run_survival(
         n_resamples=chosen.resamples,
         seed=chosen.seed,
     )
-    with write_atomically(output) as folder:
+    with write_atomically(output, overwrite=overwrite) as folder:
         folder.mkdir(parents=True)
         genes = _genes(result, found)
         _write_tables(folder, features, result, genes)

@@ -24,7 +24,7 @@ from hescribe.downstream.volume.write import write_ome_zarr, write_vti
 from hescribe.errors import InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
-from hescribe.io.store import write_anndata, write_atomically
+from hescribe.io.store import check_free, write_anndata, write_atomically
 from hescribe.metrics.gene_sets import gene_moments
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.report.volume_view import MOST_SPOTS, VIEW, view_data, view_script
@@ -68,6 +68,7 @@ def volume(
     grid_um: Microns = GRID_UM,
     thickness_um: Microns = THICKNESS_UM,
     registration_um: Microns = REGISTRATION_UM,
+    overwrite: bool = False,
 ) -> Path:
     """Register serial sections and lay their expression on a regular grid.
 
@@ -90,6 +91,8 @@ def volume(
         Distance between consecutive sections where the manifest has no ``z``.
     registration_um
         µm per pixel of the thumbnails that are registered.
+    overwrite
+        Replace what is there.
 
     Returns
     -------
@@ -101,7 +104,10 @@ def volume(
     InputError
         Fewer than three sections, one without image, expression or tissue, no gene in common, an unknown gene, z for
         some sections only.
+    OutputError
+        The folder is there already or cannot be written.
     """
+    check_free(output, overwrite=overwrite)
     if len(sections) < 3:
         raise InputError(f"{len(sections)} sections do not make a volume", fix="at least three are needed")
     model = check_model(registration)
@@ -122,7 +128,7 @@ def volume(
         "grid": " × ".join(f"{s:g}" for s in made.volume.spacing_um[::-1]) + " µm (x, y, z)",
         "hescribe": __version__,
     }
-    with write_atomically(output) as folder:
+    with write_atomically(output, overwrite=overwrite) as folder:
         folder.mkdir()
         _write(made, folder, provenance)
     return Path(output) / PAGE

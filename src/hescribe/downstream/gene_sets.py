@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ MIN_PCC = 0.1  #: expected correlation under which a gene's prediction says next
 
 Scoring = Literal["mean", "zscore", "ssgsea", "ulm"]
 _SSGSEA_WEIGHT = 0.25  #: exponent of the ranks, as published
+_UNUSABLE = re.compile(r"""^\.|^$|[/\\:*?"<>|\x00-\x1f]""")  #: what a file's name cannot hold on one system or another
 _NAMED = 10  #: genes that a warning lists by name
 _ROWS = 2048  #: spots scored at once where all genes are ranked
 
@@ -45,7 +47,7 @@ def read_gene_sets(path: str | Path, *, tissue: str | None = None) -> dict[str, 
     Raises
     ------
     InputError
-        No such file, a column that is missing, or no set for this tissue.
+        No such file, a column that is missing, a name that cannot name a file, or no set for this tissue.
     """
     try:
         table = pd.read_csv(path, dtype=str, comment="#").rename(columns=str.strip)
@@ -62,7 +64,13 @@ def read_gene_sets(path: str | Path, *, tissue: str | None = None) -> dict[str, 
         table = _of_tissue(table, tissue.strip().lower(), path)
     if table.empty:
         raise InputError("holds no gene set", path=path)
-    table = table.assign(gene=table["gene"].str.strip())
+    table = table.assign(gene=table["gene"].str.strip(), set=table["set"].str.strip())
+    if unusable := [name for name in table["set"].unique() if _UNUSABLE.search(name)]:
+        raise InputError(
+            f"a set cannot be called {unusable[0]!r}: columns and figures are named after it",
+            path=path,
+            fix='leave out / \\ : * ? " < > | and a dot at the beginning',
+        )
     return {str(name): list(dict.fromkeys(part["gene"])) for name, part in table.groupby("set", sort=False)}
 
 

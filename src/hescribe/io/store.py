@@ -24,6 +24,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_free(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse an output that is there already, before the work that would make it.
+
+    Raises
+    ------
+    OutputError
+        It exists and may not be replaced.
+    """
+    if not overwrite and Path(path).exists():
+        raise OutputError(f"{path} already exists (choose another output or pass --overwrite)")
+
+
 @contextmanager
 def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes the name ``path``.
@@ -44,8 +56,7 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
         If the disk is full, writing is not permitted, or ``path`` exists and may not be replaced.
     """
     target = Path(path)
-    if not overwrite and target.exists():
-        raise OutputError(f"{target} already exists (choose another output or pass --overwrite)")
+    check_free(target, overwrite=overwrite)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from hescribe.errors import OutputError
 from hescribe.io.store import write_atomically
 from hescribe.plots.style import signed
 from hescribe.report import pictures, words
@@ -51,7 +52,7 @@ def build_report(
         What made the predictions: version, bundle, encoder, method, seeds, sections, date. What is left out is
         taken from the predictions. Shown as it is.
     output_dir
-        Replaced as a whole when the report is complete.
+        An older report there is replaced as a whole when this one is complete.
     genes
         To be shown beside the best, median and worst.
     title
@@ -70,11 +71,12 @@ def build_report(
     InputError
         No prediction, a gene that none has, or tables that do not belong to the predictions.
     OutputError
-        The folder could not be written.
+        The folder could not be written, or holds something other than a report.
     """
+    output = Path(output_dir)
+    _check_replaceable(output)
     contents = read_contents(predictions, scores)
     check_genes(genes, contents)
-    output = Path(output_dir)
     with write_atomically(output) as folder:
         (folder / FIGURES).mkdir(parents=True)
         album = pictures.Album(folder / FIGURES)
@@ -87,6 +89,12 @@ def build_report(
         }
         (folder / PAGE).write_text(_render(values, gene_rows(contents)), encoding="utf-8")
     return output / PAGE
+
+
+def _check_replaceable(output: Path) -> None:
+    """A folder is replaced with all that is in it, so it must be a report already: it might hold the predictions."""
+    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
+        raise OutputError(f"{output} holds something other than a report (choose another folder)")
 
 
 def _dated(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,10 @@ class Training(L.LightningModule):
         """AdamW, at a constant rate as BLEEP or along a cosine as CMRCNet."""
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         settings = self._optimisation
-        optimiser = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        # One pass over each parameter instead of six: a third of a step where the genes are many
+        optimiser = torch.optim.AdamW(
+            trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         if settings.final_learning_rate is None:
             return optimiser
         schedule = CosineAnnealingLR(optimiser, T_max=self._epochs, eta_min=settings.final_learning_rate)

@@ -154,6 +154,13 @@ def test_refusals(manifest: Path, tmp_path: Path, monkeypatch, capsys, refused) 
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_there_is_replaced_only_when_asked(manifest: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, "-o", tmp_path)
+    assert (code, "--overwrite" in err) == (2, True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_sections_that_cannot_be_stacked(manifest: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     for old, new, message in (
         ("S1,P,1.png", "S1,P,", "section 'S1' has no image"),

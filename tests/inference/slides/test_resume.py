@@ -113,6 +113,39 @@ def test_finished_is_finished(slide: Path, tmp_path: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in output.rglob("*")}
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_output_that_is_gone_is_made_again(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between handing it over and tidying up: the work says that all is written, and it is not there."""
+    output = tmp_path / "out.zarr"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Work, "discard", lambda self: interrupt() if output.exists() else None)
+        predict_slide(make_bundle(), slide, output)
+    expected = files(output)
+    assert Work.beside(output).folder.is_dir()
+    shutil.rmtree(output)
+    predict_slide(make_bundle(), slide, output)
+    assert files(output) == expected
+
+
+def test_work_that_is_half_removed_is_not_gone_on_with(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.zarr"
+    work = Work.beside(output)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hescribe.inference.slides.job.publish", interrupt)
+        predict_slide(make_bundle(), slide, output)
+    assert work.plan
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hescribe.io.store.shutil.rmtree", interrupt)
+        work.discard()
+    assert work.plan is None
+    assert work.folder.is_dir()
+
+
 CHANGES = {
     "another bundle": lambda s, o: predict_slide(make_bundle(seed=1), s, o),
     "another --stride-um": lambda s, o: predict_slide(make_bundle(), s, o, stride_um=60.0),
@@ -133,7 +166,7 @@ def test_nothing_else_is_taken_for_it(
         predict_slide(make_bundle(), slide, output)
     else:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("hescribe.inference.slides.job.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr("hescribe.inference.slides.job.publish", interrupt)
             predict_slide(make_bundle(), slide, output)
     with pytest.raises(OutputError, match=change):
         CHANGES[change](slide, output)

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from hescribe.encoders import Encoder
 from hescribe.encoders.extract import Precision, encode_batch, to_tensor
+from hescribe.encoders.folding import fold_normalisation
 from hescribe.errors import InputError
 from hescribe.inference.slides.plan import BATCH, CHUNK, PrecisionChoice, Work
 from hescribe.io.rows import RowFile
@@ -103,8 +104,11 @@ def encode_in_order(
 
 
 def load_module(encoder: Encoder, device: str) -> nn.Module:
-    """A copy of an encoder's module on a device, as ``encode_batch`` wants it."""
-    return copy.deepcopy(encoder.module).to(device).to(memory_format=torch.channels_last).eval()
+    """A copy of an encoder's module on a device, as ``encode_batch`` wants it, its normalisations folded."""
+    module = copy.deepcopy(encoder.module).to(device).eval()
+    # Nothing regular: two layers can differ and agree on a tile of one colour
+    example = torch.randint(256, (1, 3, encoder.input_px, encoder.input_px), generator=torch.Generator().manual_seed(0))
+    return fold_normalisation(module, example.to(device, torch.uint8)).to(memory_format=torch.channels_last)
 
 
 def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:

@@ -34,7 +34,7 @@ from hescribe.inference.slides.plan import (
     read_finished,
 )
 from hescribe.io.rows import GrowingTable
-from hescribe.io.store import publish, remove
+from hescribe.io.store import publish
 from hescribe.slides.blocks.cells import Cells, open_cells
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import lay_grid, reading_order
@@ -117,7 +117,7 @@ class SlideJob:
         work = Work.beside(self.output)
         if self.output.exists() and not overwrite:
             self._check_finished()
-            remove(work.folder)  # where it was killed at the very end
+            work.discard()  # where it was killed at the very end
             return self.output
         began = time.perf_counter()
         cells = open_cells(self.slide)
@@ -125,10 +125,10 @@ class SlideJob:
             plan = self._resume(work, overwrite=overwrite) or self._begin(work, cells)
             tiles = self._predict(work, cells, plan)
         except InputError:
-            remove(work.folder)  # nothing can be made of a slide that is damaged
+            work.discard()  # nothing can be made of a slide that is damaged
             raise
         publish(work.prediction, self.output)
-        remove(work.folder)
+        work.discard()
         seconds = time.perf_counter() - began
         logger.info(
             f"{self.path.name}: {tiles:,} tiles × {len(self.genes):,} genes in {seconds:.0f} s "

@@ -154,18 +154,25 @@ class Work:
 
     @property
     def plan(self) -> dict[str, Any] | None:
-        """What was settled when it was begun; None where nothing was."""
+        """What was settled when it was begun; None where nothing was, or nothing is left to go on from."""
         try:
-            return json.loads((self.folder / "plan.json").read_text())
+            plan = json.loads((self.folder / "plan.json").read_text())
         except (OSError, ValueError):
             return None
+        # Killed between handing the output over and tidying up; since then the output has been removed
+        return None if self.done("written") and not self.prediction.exists() else plan
 
     def begin(self, plan: dict[str, Any], centres: Centres) -> None:
         """Start anew."""
-        remove(self.folder)
+        self.discard()
         self.folder.mkdir(parents=True)
         np.save(self.folder / "centres.npy", centres)
         self._replace("plan.json", plan)
+
+    def discard(self) -> None:
+        """Remove it; the plan first, since one whose tables are half gone must not be gone on with."""
+        remove(self.folder / "plan.json")
+        remove(self.folder)
 
     @property
     def centres(self) -> Centres:

@@ -37,6 +37,7 @@ def survival(
     drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out patients without slides.")] = False,
     folds: Annotated[int, typer.Option(min=2, help="Of the outer cross-validation.")] = 5,
     resamples: Annotated[int, typer.Option(min=10, help="Of patients, for intervals.")] = 500,
+    overwrite: o.Overwrite = False,
     seed: o.Seed = 0,
     config: o.Config = None,
 ) -> None:
@@ -62,6 +63,7 @@ def survival(
             resamples=resamples,
             seed=seed,
         ),
+        overwrite=overwrite,
     )
     write_resolved(context, output)
     typer.echo(str(page))

@@ -31,6 +31,7 @@ def volume(
     ] = 12.0,
     only: o.Only = None,
     without: o.Without = None,
+    overwrite: o.Overwrite = False,
     config: o.Config = None,
 ) -> None:
     """Register serial H&E sections and write expression in space, for napari, ParaView and the browser."""
@@ -45,6 +46,7 @@ def volume(
         grid_um=grid_um,
         thickness_um=thickness_um,
         registration_um=registration_um,
+        overwrite=overwrite,
     )
     write_resolved(context, output)
     typer.echo(str(page))
