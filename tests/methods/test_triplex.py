@@ -142,6 +142,14 @@ def test_left_is_not_right() -> None:
         assert (encoder(square).mean(1) - encoder(mirrored).mean(1)).abs().max() > 1e-4
 
 
+def test_it_starts_from_the_mean() -> None:
+    net = model(3, 2).eval()
+    mean = torch.tensor([0.25, 3.0])
+    net.start_from(mean)
+    with torch.inference_mode():
+        torch.testing.assert_close(net.predict_expression(rows(5, 3)), mean.expand(5, 2))
+
+
 def test_losses_by_hand() -> None:
     net = model(3, 2).eval()
     x, y = rows(5, 3), torch.rand(5, 2)

@@ -126,6 +126,9 @@ class RegressionModel(nn.Module, ABC):
 
     tower: nn.Module
 
+    def start_from(self, mean: Tensor) -> None:
+        """Told the (g,) mean expression of the training spots before training; most methods find it by themselves."""
+
     @abstractmethod
     def predict_expression(self, images: Tensor) -> Tensor:
         """(n, …) images or features → (n, g) expression."""

@@ -181,6 +181,8 @@ class Fitter:
         if isinstance(model.tower, Standardise):
             model.tower.learn(torch.from_numpy(self.describe(self.encoder).full[rows]))
         wanted = targets.inputs if isinstance(model, JointModel) else targets.expression
+        if isinstance(model, RegressionModel):
+            model.start_from(torch.from_numpy(np.asarray(wanted[rows].mean(axis=0), dtype=np.float32).ravel()))
         outcome = self._descend(model, wanted, (rows, held_out), folder=folder, epochs=epochs)
         return self._finish(model, targets, rows, outcome, prototypes=prototypes)
 
