@@ -80,6 +80,16 @@ def test_other_methods_fine_tune_and_come_back_from_disk(
     assert np.isfinite(first.X).all()
 
 
+def test_a_regression_stops_by_the_correlation(sections: list[Section], tmp_path: Path) -> None:
+    config = TrainConfig(method="stnet", encoder="stain", genes="hvg:40", epochs=8, inner_folds=1, device="cpu")
+    history = train(sections, config, output=tmp_path / "bundle").history
+    watched = history.query("metric == 'correlation'")
+    assert set(watched["split"]) == {"validation"}
+    # The final fit, in which nothing is left out, takes as many epochs as were best
+    last = history[history["fold"] == history["fold"].iloc[-1]] if "fold" in history else history
+    assert last["epoch"].max() == watched.loc[watched["value"].idxmax(), "epoch"]
+
+
 @pytest.mark.slow
 def test_triplex_comes_back_from_disk(sections: list[Section], weights: Path, tmp_path: Path) -> None:
     config = TrainConfig(

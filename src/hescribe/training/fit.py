@@ -284,7 +284,11 @@ class Fitter:
         module = Training(
             model, optimisation, epochs=most, stain_jitter=self.config.stain_jitter, seed=self.config.seed
         )
-        trainer, keeper = self._trainer(folder, most, stopping=len(held_out) > 0, patience=optimisation.patience)
+        # Squared error on another section is ruled by how deep it was sequenced; whether the map is right is not
+        watched = "validation_correlation" if isinstance(model, RegressionModel) else "validation_loss"
+        trainer, keeper = self._trainer(
+            folder, most, watched=watched if len(held_out) else None, patience=optimisation.patience
+        )
         size, seed = optimisation.batch_for(len(fitting)), self.config.seed
         loader = training_loader(spots, SeededShuffle(fitting, size, seed, part=processes.share()))
         # Every process validates on all of it: a contrastive loss over parts would be another number
@@ -312,18 +316,20 @@ class Fitter:
         return [features[self.data.section == i] for i in range(len(self.data.sections))]
 
     def _trainer(
-        self, folder: Path, epochs: int, *, stopping: bool, patience: int
+        self, folder: Path, epochs: int, *, watched: str | None, patience: int
     ) -> tuple[L.Trainer, ModelCheckpoint]:
+        mode = "max" if watched == "validation_correlation" else "min"
         keeper = ModelCheckpoint(
             folder / "checkpoints",
             filename="best",
-            monitor="validation_loss" if stopping else None,
+            monitor=watched,
+            mode=mode,
             save_last=True,
             save_top_k=1,
         )
         callbacks: list[Callback] = [keeper]
-        if stopping:
-            callbacks.append(EarlyStopping("validation_loss", patience=patience, check_finite=True))
+        if watched:
+            callbacks.append(EarlyStopping(watched, patience=patience, mode=mode, check_finite=True))
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         trainer = L.Trainer(
             **processes.placement(self.config, self.device),

@@ -10,8 +10,33 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hescribe.methods.base import Batch, JointModel, Optimisation
+from hescribe.methods.base import Batch, JointModel, Optimisation, RegressionModel
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry
+
+
+class Agreement:
+    """Correlation of each gene within sections, of predictions that come batch by batch; only sums are kept."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+
+    def update(self, predicted: Tensor, truth: Tensor, section: Tensor) -> None:
+        """(n, g), (n, g) and (n,) index of the section."""
+        for index in section.unique().tolist():
+            p, t = (values[section == index].double() for values in (predicted, truth))
+            parts = torch.stack([torch.ones_like(p).sum(0), *(v.sum(0) for v in (p, t, p * p, t * t, p * t))])
+            self._sums[index] = self._sums.get(index, 0) + parts
+
+    def take(self) -> Tensor:
+        """Mean over genes that vary in a section, then over sections; what is predicted constant counts 0. Empties."""
+        means = []
+        for n, p, t, pp, tt, pt in self._sums.values():
+            spread_p, spread_t = pp - p * p / n, tt - t * t / n
+            varies = spread_t > 1e-9 * tt
+            together = (pt - p * t / n) / (spread_p * spread_t).clamp_min(1e-30).sqrt()
+            means.append(torch.where(spread_p > 1e-9 * pp, together, 0.0)[varies].mean())
+        self._sums.clear()
+        return torch.stack(means).nanmean()
 
 
 class Training(L.LightningModule):
@@ -45,6 +70,7 @@ class Training(L.LightningModule):
             self.average.requires_grad_(requires_grad=False)  # several processes would wait for its gradients
         self._jitter = stain_jitter
         self._seed = seed
+        self._agreement = Agreement()
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum of the named losses on an augmented batch."""
@@ -67,7 +93,14 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
         """The same on a held-out batch, as it is."""
+        if isinstance(self.model, RegressionModel):
+            self._agreement.update(self.model.predict_expression(batch.images), batch.expression, batch.section)
         return self._log_losses(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Of a regression, how well the maps of held-out sections are told."""
+        if isinstance(self.model, RegressionModel):
+            self.log("validation_correlation", self._agreement.take().float(), sync_dist=True)
 
     def _augmented(self, batch: Batch, draw: int) -> Batch:
         if batch.images.ndim != 4:
