@@ -282,9 +282,8 @@ class Triplex(RegressionModel):
 
     def start_from(self, mean: Tensor) -> None:
         """Every branch predicts the mean before it has learned anything: at 1e-4 this takes fifteen epochs."""
-        for output in self.outputs.values():
-            nn.init.zeros_(output.weight)
-            output.bias.data.copy_(mean)
+        state = {name: mean if name.endswith("bias") else 0 * w for name, w in self.outputs.state_dict().items()}
+        self.outputs.load_state_dict(state)
 
     def encode(self, rows: Tensor) -> Predictions:
         """The (n, dim) tokens that predictions are linear in."""
