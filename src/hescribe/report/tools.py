@@ -143,7 +143,9 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if pd.isna(value):
         return "–"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _render(values: Mapping[str, Any], script: str, data: Any) -> str:
