@@ -72,6 +72,10 @@ class Training(L.LightningModule):
         self._seed = seed
         self._agreement = Agreement()
 
+    def on_fit_start(self) -> None:
+        """Deterministic algorithms are on; what torch does besides, filling memory before it is written, is not needed."""
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum of the named losses on an augmented batch."""
         # Dropout draws from the global generator; seeded by epoch and batch, a resumed run draws what an
