@@ -74,7 +74,7 @@ class Training(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Deterministic algorithms are on; what torch does besides, filling memory before it is written, is not needed."""
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it a property of the module
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Sum of the named losses on an augmented batch."""
