@@ -55,6 +55,7 @@ METHODS = {
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
     "fusion, tile alone": {"method": "fusion", "options": {"context": {"centred": True}}},
+    "fusion, as deep as measured": {"method": "fusion", "options": {"shallow": 0}},
     "fusion, 1 view": {"method": "fusion", "views": 1},
     "fusion, as for a known patient": {
         "method": "fusion",

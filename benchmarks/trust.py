@@ -22,6 +22,7 @@ from skimage.color import hed2rgb, rgb2hed
 
 from hescribe import keys
 from hescribe.encoders.extract import encode_batch, to_tensor
+from hescribe.encoders.stain import load_colours
 from hescribe.evaluation import select_sections, write_table
 from hescribe.evaluation.scores import score_section
 from hescribe.inference import Bundle, load_bundle, predict
@@ -86,11 +87,13 @@ def separation(bundle: Bundle, section: Section, count: int) -> dict[str, float]
 
 def novelty_of(bundle: Bundle, tiles: Tiles) -> npt.NDArray[np.float32]:
     how, module = bundle.extraction, bundle.encoder.module.to(memory_format=torch.channels_last).eval()
-    out = [
-        encode_batch(module, to_tensor(part, "cpu"), views=how.views, precision=how.precision).numpy()
-        for part in np.array_split(tiles, max(1, len(tiles) // how.batch_size))
-    ]
-    return bundle.novelty.percentile(np.concatenate(out))
+    look = load_colours(bundle.encoder.input_px).module
+    features, colours = [], []
+    for part in np.array_split(tiles, max(1, len(tiles) // how.batch_size)):
+        images = to_tensor(part, "cpu")
+        features.append(encode_batch(module, images, views=how.views, precision=how.precision).numpy())
+        colours.append(encode_batch(look, images).numpy())
+    return bundle.novelty.percentile(np.concatenate(features), np.concatenate(colours))
 
 
 def auroc(strange: npt.NDArray[np.float32], real: npt.NDArray[np.float32]) -> float:

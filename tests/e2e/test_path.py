@@ -12,12 +12,14 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
 from hescribe.errors import BundleError, LeakageError
 from hescribe.evaluation import score_section
 from hescribe.inference import Bundle, load_bundle, predict, predict_sections, read_prediction
+from hescribe.inference.bundle import hash_files
 from hescribe.inference.evaluate import evaluate, write_evaluation
 from hescribe.methods import METHODS
 from hescribe.sections import Section, read_sections
@@ -192,6 +194,17 @@ def test_an_interrupted_run_continues_to_the_same_result(
     np.testing.assert_array_equal(predict(resumed, sections[2]).X, predict(bleep[0], sections[2]).X)
 
 
+def _edit(path: Path, **changes: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def _forget_colours(path: Path) -> None:
+    weights = path / "weights.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if not k.startswith("novelty.colours")}, weights)
+    _edit(path, files=hash_files(path))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -205,6 +218,7 @@ def test_an_interrupted_run_continues_to_the_same_result(
         (lambda p: (p / "config.json").unlink(), "no bundle here"),
         (lambda p: _edit(p, format=99), "newer"),
         (lambda p: _edit(p, method="magic"), "unknown method"),
+        (_forget_colours, "an older hescribe made it"),
     ],
 )
 def test_damaged_bundles(bleep: Fitted, tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
@@ -212,11 +226,6 @@ def test_damaged_bundles(bleep: Fitted, tmp_path: Path, damage, message: str) ->
     damage(tmp_path / "b")
     with pytest.raises(BundleError, match=message):
         load_bundle(tmp_path / "b")
-
-
-def _edit(path: Path, **changes: object) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def test_truth_of_the_synthetic_data_bounds_every_method(ridge: Fitted, sections: list[Section]) -> None:

@@ -39,27 +39,45 @@ def test_new_looking_tiles_get_wider_intervals_and_keep_coverage() -> None:
 
 def test_novelty_is_a_percentile_of_the_training_tiles_own_distance() -> None:
     rng = np.random.default_rng(2)
-    features = rng.normal(size=(600, 20)).astype("f")
-    model = Novelty.fit(features, np.repeat(np.arange(3), 200))
-    same = model.percentile(rng.normal(size=(500, 20)).astype("f"))
+    features, colours = rng.normal(size=(600, 20)).astype("f"), rng.normal(size=(600, 9)).astype("f")
+    model = Novelty.fit(features, colours, np.repeat(np.arange(3), 200))
+    same = model.percentile(rng.normal(size=(500, 20)).astype("f"), rng.normal(size=(500, 9)).astype("f"))
     assert same.mean() == pytest.approx(50, abs=8)
-    near, far = (model.percentile(features[:10] + shift) for shift in (50, 500))
-    assert (near > 99.5).all()
-    assert (far > near).all()
-    assert (far <= 100).all()
-    assert (model.percentile(features[:1] + np.linspace(0, 30, 5)[:, None].astype("f")).argsort() == np.arange(5)).all()
+
+    # Far away in either is far away; the other stays as it was
+    def moved(shift: float | np.ndarray, which: int, n: int) -> np.ndarray:
+        pair = [features[:n], colours[:n]]
+        pair[which] = pair[which] + np.asarray(shift, "f")
+        return model.percentile(*pair)
+
+    for which in (0, 1):
+        near, far = (moved(shift, which, 10) for shift in (50, 500))
+        assert (near > 99.5).all()
+        assert (far > near).all()
+        assert (far <= 100).all()
+        steps = [float(moved(shift, which, 1)[0]) for shift in np.linspace(0, 30, 5)]
+        assert steps == sorted(steps)
+        assert steps[0] < 95 < steps[-1]
+
+
+def test_novelty_is_saved_and_restored() -> None:
+    rng = np.random.default_rng(5)
+    features, colours = rng.normal(size=(60, 20)).astype("f"), rng.normal(size=(60, 9)).astype("f")
+    model = Novelty.fit(features, colours, np.repeat(np.arange(3), 20))
+    again = Novelty.from_arrays(model.arrays())
+    np.testing.assert_array_equal(again.percentile(features, colours), model.percentile(features, colours))
 
 
 def test_novelty_of_a_single_section_does_not_count_the_tile_itself() -> None:
     features = np.random.default_rng(3).normal(size=(100, 6)).astype("f")
-    assert (Novelty.fit(features, np.zeros(100, dtype=int)).own > 0).all()
+    assert (Novelty.fit(features, features, np.zeros(100, dtype=int)).own > 0).all()
 
 
 def test_few_tiles_and_constant_features() -> None:
     features = np.ones((4, 3), "f")
     features[:, 0] = [0, 1, 2, 3]
-    model = Novelty.fit(features, np.array([0, 0, 1, 1]))
-    assert np.isfinite(model.percentile(features)).all()
+    model = Novelty.fit(features, features, np.array([0, 0, 1, 1]))
+    assert np.isfinite(model.percentile(features, features)).all()
 
 
 def test_what_one_patient_says_of_another_is_less_sure_where_expression_is_high() -> None:

@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
+from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion import (
     Fusion,
     FusionConfig,
@@ -157,6 +158,51 @@ def test_a_new_patient_is_treated_with_more_care() -> None:
     known, new = model.predict_known(x), model.predict_expression(x)
     assert new.std(dim=0).mean() < known.std(dim=0).mean()
     assert torch.linalg.matrix_rank(new - new.mean(0), atol=1e-3) == 1
+
+
+def counted(seed: int, *, depth: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of 120 spots over 200 genes that differ in level; one program, decided by the first feature, moves a third."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(120, 8)).astype("f")
+    fixed = np.random.default_rng(98)
+    level, loading = fixed.lognormal(0, 2, 200), np.where(np.arange(200) % 3 == 0, fixed.normal(size=200), 0)
+    rates = level * np.exp(features[:, :1] * loading)
+    return features, rng.poisson(depth * rates / rates.sum(axis=1, keepdims=True))
+
+
+def normalised(counts: np.ndarray) -> sparse.csr_matrix:
+    return sparse.csr_matrix(np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)))
+
+
+def test_programs_for_new_patients_are_those_between_two_depths() -> None:
+    features, counts = counted(0, depth=20_000)
+    expression, origin = normalised(counts), Origin(SECTION, np.zeros_like(SECTION))
+    strength = {"programs": 1, "penalty": 0.1}
+
+    def fit(shallow: int) -> Fusion:
+        config = FusionConfig(shallow=shallow, one_patient=strength, known=strength, retrieval=False)  # type: ignore[arg-type]
+        model = Fusion(nn.Identity(), Shapes(8, 0, 200), config)
+        model.solve(features, expression, origin)
+        return model.eval()
+
+    both, deep = fit(1000), fit(0)
+    between = _centre_sections((expression + at_depth(expression, SECTION, 1000)) / 2, SECTION, 1)
+    np.testing.assert_allclose(both.get_buffer("programs_new")[0], between.programs[0], atol=1e-5)
+    np.testing.assert_array_equal(deep.get_buffer("programs_new"), deep.get_buffer("programs"))
+    np.testing.assert_array_equal(both.get_buffer("map_known"), deep.get_buffer("map_known"))
+    # Below the limit nothing is thinned
+    np.testing.assert_allclose(fit(10**6).get_buffer("programs_new"), deep.get_buffer("programs_new"), atol=1e-6)
+
+    # What the driving feature moves in another, shallower section is more like the program between two depths
+    other, few = counted(1, depth=300)
+    truth = normalised(few).toarray()
+    moved = (truth - truth.mean(axis=0)).T @ other[:, 0]
+
+    def likeness(model: Fusion) -> float:
+        program = model.get_buffer("programs_new")[0].numpy()
+        return float(abs(program @ moved) / np.linalg.norm(moved))
+
+    assert likeness(both) > likeness(deep)
 
 
 @pytest.mark.parametrize("retrieval", [True, False])

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from hescribe.encoders.extract import Extraction, extract_features
 from hescribe.encoders.record import Encoder
+from hescribe.encoders.stain import load_colours
 from hescribe.predictor import TileSource
 from hescribe.types import Centres, Context, Features, Microns
 
@@ -27,10 +28,13 @@ class Described(NamedTuple):
         (n, d) features of the tiles themselves.
     full
         (n, width) with their surroundings, as a method wants them; the same array where it wants no more.
+    colours
+        (n, 9) how the tiles are stained, which learned features tell only in part; see `ColourFeatures`.
     """
 
     plain: Features
     full: Features
+    colours: Features
 
 
 def describe_tiles(
@@ -45,8 +49,11 @@ def describe_tiles(
         extract_features(tiles, encoder, replace(how, tile_um=how.tile_um * scale), device=device, use_cache=use_cache)
         for scale in context.scales
     ]
+    # One view will do, since no turn of a tile changes them
+    look = Extraction(how.tile_um, batch_size=how.batch_size)
+    colours = extract_features(tiles, load_colours(encoder.input_px), look, device=device, use_cache=use_cache)
     if context == Context():
-        return Described(scales[0], scales[0])
+        return Described(scales[0], scales[0], colours)
     parts = [own := np.concatenate(scales, axis=1)]
     parts += [gaussian_mean(own, tiles.centres * tiles.mpp, spread) for spread in context.spreads_um]
     if context.grid:
@@ -59,7 +66,7 @@ def describe_tiles(
         parts.append(np.broadcast_to(whole, (len(own), len(whole))))
     if context.position:
         parts.append(relative_position(tiles.centres))
-    return Described(scales[0], np.concatenate(parts, axis=1))
+    return Described(scales[0], np.concatenate(parts, axis=1), colours)
 
 
 def _beside(tiles: TileSource, encoder: Encoder, how: Extraction, *, device: str, use_cache: bool) -> Features:

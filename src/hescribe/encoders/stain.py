@@ -1,6 +1,6 @@
-"""``stain``: an encoder without weights, from colour-deconvolved intensity and texture.
+"""Encoders without weights, from colour-deconvolved intensity: ``stain``, and the colours that novelty looks at.
 
-A tile becomes some sixty numbers: how much haematoxylin and eosin there is, how unevenly,
+``stain`` makes some sixty numbers of a tile: how much haematoxylin and eosin there is, how unevenly,
 how much glass, and how strong edges and blobs are at several scales. It needs no download and
 no training, and is the baseline that any learned encoder should beat.
 """
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hescribe.encoders.record import Encoder, weights_identity
+from hescribe.types import TilePx
 
 STAIN_INPUT_PX = 224
 _SCALES = (1, 2, 4, 8)  #: pixels of Gaussian sigma; about a chromatin grain to a nucleus at 0.5 µm per pixel
 _QUANTILES = (0.1, 0.5, 0.9)
+_CELLS = 14  #: a side of the raster that colours are measured on; 8 µm at the usual tile of 112 µm
 _VERSION = 1  #: raise when any number changes, so that cached features are not mixed
 
 
@@ -33,16 +35,14 @@ class StainFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stains = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-        stains = stains / stains.norm(dim=1, keepdim=True)
         self.register_buffer("version", torch.tensor(_VERSION), persistent=False)  # part of the identity
-        self.register_buffer("unmix", torch.linalg.inv(stains), persistent=False)
+        self.register_buffer("unmix", _unmixing(), persistent=False)
         for sigma in _SCALES:
             self.register_buffer(f"kernel_{sigma}", _gaussian(sigma), persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Statistics of each tile, in a fixed order."""
-        density = -torch.log10((tiles.float() + 1.0) / 256.0)
+        density = _density(tiles.float())
         stains = torch.einsum("nchw,cs->nshw", density, self.unmix)
         glass = (density.mean(1) < 0.06).float().mean((1, 2)).unsqueeze(1)
         colours = torch.cat([density.mean((2, 3)), density.std((2, 3))], dim=1)
@@ -85,6 +85,53 @@ class StainFeatures(nn.Module):
         return F.conv2d(F.conv2d(padded, rows, groups=channels), rows.transpose(2, 3), groups=channels)
 
 
+class ColourFeatures(nn.Module):
+    """(n, 3, side, side) uint8 RGB → (n, 9) float32: how the tile is stained, whatever is to be seen on it.
+
+    Mean and standard deviation of haematoxylin, eosin and residual over a raster of 14 × 14 cells, and the three
+    correlations between them. Light is averaged within a cell before its density is taken, so neither blur nor a
+    coarser scan changes the numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("version", torch.tensor(_VERSION), persistent=False)  # part of the identity
+        self.register_buffer("unmix", _unmixing(), persistent=False)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Means, standard deviations, correlations."""
+        density = _density(_mean_light(tiles)).flatten(2)
+        stains = torch.einsum("ncp,cs->nsp", density, self.unmix)
+        mean = stains.mean(2)
+        centred = stains - mean.unsqueeze(2)
+        covariance = torch.einsum("nap,nbp->nab", centred, centred) / centred.shape[2]
+        spread = (covariance.diagonal(dim1=1, dim2=2) + 1e-6).sqrt()  # glass has no correlations, not undefined ones
+        correlation = covariance / (spread.unsqueeze(1) * spread.unsqueeze(2))
+        return torch.cat([mean, spread, correlation[:, [0, 0, 1], [1, 2, 2]]], dim=1)
+
+
+def _mean_light(tiles: Tensor) -> Tensor:
+    """(n, 3, side, side) uint8 → (n, 3, 14, 14) means; a margin too narrow for another cell is left out."""
+    cell = tiles.shape[-1] // _CELLS
+    width = cell * _CELLS
+    # Whole numbers, the smallest that hold them, rows first in the order of memory: several times as fast as pooling
+    dtype = torch.int16 if cell <= 128 else torch.int32
+    rows = tiles[:, :, :width, :width].permute(0, 2, 3, 1).reshape(-1, _CELLS, cell, width * 3)
+    sums = rows.sum(2, dtype=dtype).view(-1, _CELLS, _CELLS, cell, 3).sum(3, dtype=torch.int32)
+    return (sums / cell**2).permute(0, 3, 1, 2)
+
+
+def _unmixing() -> Tensor:
+    """(3, 3): optical density of red, green and blue → haematoxylin, eosin, residual."""
+    stains = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    return torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
+
+
+def _density(light: Tensor) -> Tensor:
+    """Optical density of an intensity between 0 and 255."""
+    return -torch.log10((light + 1.0) / 256.0)
+
+
 def _gaussian(sigma: int) -> Tensor:
     radius = math.ceil(3 * sigma)
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
@@ -100,16 +147,25 @@ def _coherence(dx: Tensor, dy: Tensor) -> Tensor:
 
 def load_stain() -> Encoder:
     """The encoder ``stain``."""
-    module = StainFeatures().eval()
+    return _encoder("stain", StainFeatures(), STAIN_INPUT_PX)
+
+
+def load_colours(input_px: TilePx) -> Encoder:
+    """`ColourFeatures` of tiles of the size that another encoder wants."""
+    return _encoder(f"colours at {input_px} px", ColourFeatures(), input_px)
+
+
+def _encoder(name: str, module: nn.Module, input_px: TilePx) -> Encoder:
+    module.eval()
     with torch.inference_mode():
-        width = int(module(torch.zeros(1, 3, STAIN_INPUT_PX, STAIN_INPUT_PX, dtype=torch.uint8)).shape[1])
+        width = int(module(torch.zeros(1, 3, input_px, input_px, dtype=torch.uint8)).shape[1])
     return Encoder(
-        name="stain",
+        name=name,
         module=module,
         width=width,
-        input_px=STAIN_INPUT_PX,
+        input_px=input_px,
         mpp=0.5,
-        identity=weights_identity("stain", module),
+        identity=weights_identity(name, module),
         licence="Apache-2.0",
         trainable=False,
     )

@@ -158,10 +158,9 @@ def _tensors(bundle: Bundle) -> dict[str, Tensor]:
     parts = {"model": bundle.model.state_dict()}
     if bundle.encoder.redistributable:
         parts["encoder"] = bundle.encoder.module.state_dict()
-    parts["novelty"] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in asdict(bundle.novelty).items()}
-    for name, trust in (("trust", bundle.trust), ("trust_known", bundle.trust_known)):
-        if trust is not None:
-            parts[name] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in trust.arrays().items()}
+    for name, stated in (("novelty", bundle.novelty), ("trust", bundle.trust), ("trust_known", bundle.trust_known)):
+        if stated is not None:
+            parts[name] = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in stated.arrays().items()}
     return {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
         for part, tensors in parts.items()
@@ -274,7 +273,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         if reference.exists()
         else None,
         genes=genes,
-        novelty=Novelty(**{k: v.numpy() for k, v in _part(tensors, "novelty").items()}),
+        novelty=_restore_novelty(tensors),
         trust=_restore_trust(tensors, "trust"),
         trust_known=_restore_trust(tensors, "trust_known"),
         history=_read_history(folder / keys.BUNDLE_HISTORY),
@@ -294,6 +293,15 @@ def _read_history(path: Path) -> pd.DataFrame:
         return pd.read_csv(path)
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
+
+
+def _restore_novelty(tensors: dict[str, Tensor]) -> Novelty:
+    try:
+        return Novelty.from_arrays({k: v.numpy() for k, v in _part(tensors, "novelty").items()})
+    except KeyError as error:
+        raise BundleError(
+            f"the bundle has no {error}: an older hescribe made it, which knew no colours", fix="train it again"
+        ) from error
 
 
 def _restore_trust(tensors: dict[str, Tensor], name: str) -> Trust | None:

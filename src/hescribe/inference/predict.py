@@ -38,7 +38,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     known = bundle.knows_patient(section.patient_id)
     predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=known)
     described = predictor.describe(tiles)
-    novelty = bundle.novelty.percentile(described.plain)
+    novelty = bundle.novelty.percentile(described.plain, described.colours)
     obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))
     obs[keys.INTERVAL_SCALE] = bundle.interval_scale(novelty, known_patient=known)
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):

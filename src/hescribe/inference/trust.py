@@ -5,7 +5,8 @@ All of it is learned from training sections that were left out, whole, while the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ COVERAGE = 0.90
 _COMPONENTS = 128  #: of the space in which distances are measured; blur and ink show in the lesser ones
 _TILES_PER_COMPONENT = 4  #: training tiles that a component needs at least, or its spread is chance
 _NEIGHBOURS = 5  #: a tile's distance is to its fifth nearest, so that one odd training tile counts for little
+_FAR = 0.99  #: quantile of the training tiles' own distances that features and colours are compared by
 _NORMAL_90 = 1.645  #: half-width of a normal distribution's 90 % interval, in standard deviations
 #: standard deviation of a gene's mean between patients, 0.53 μ^0.65 for a mean μ of log1p expression: a fit to all pairs
 #: of seven patients of HER2ST (19 sections), over genes of all levels; about 0.1 at μ = 0.1, 0.8 at 2, 1.3 at 4
@@ -24,50 +26,102 @@ _BETWEEN_PATIENTS = (0.53, 0.65)
 
 
 @dataclass(frozen=True)
-class Novelty:
-    """Distance of a tile from the training tiles, as a percentile of their own distances.
-
-    A tile's own distance is that to the training tiles of *other* patients (or sections, where there is one
-    patient): tiles of one section share stain and blur and would make every new slide look strange.
+class Space:
+    """Whitened principal components of the training tiles, in which a distance to them can be measured.
 
     Attributes
     ----------
     mean, axes
-        (d,), (d, p): features → whitened principal components.
+        (d,), (d, p): features → components.
     points
         (m, p) training tiles there.
-    own
-        (m,) sorted distances of the training tiles.
+    far
+        (1,) a distance that one in a hundred of the training tiles has to the others.
     """
 
     mean: Features
     axes: Features
     points: Features
-    own: Features
+    far: Features
 
     @classmethod
-    def fit(cls, features: Features, groups: npt.NDArray[np.intp]) -> Novelty:
-        """Learn from (m, d) training features and the patient or section of each."""
+    def fit(cls, features: Features, groups: npt.NDArray[np.intp]) -> tuple[Space, npt.NDArray[np.float64]]:
+        """The space of (m, d) training features, and their own (m,) distances to tiles of other groups there."""
         mean = features.mean(axis=0, dtype=np.float64)
         _, singular, rows = np.linalg.svd((features - mean).astype(np.float64), full_matrices=False)
         most = min(_COMPONENTS, max(1, len(features) // _TILES_PER_COMPONENT))
         kept = min(most, int((singular > singular[0] * 1e-4).sum()))
         axes = rows[:kept].T * (np.sqrt(len(features)) / singular[:kept])
         points = (features - mean) @ axes
-        return cls(*(a.astype(np.float32) for a in (mean, axes, points, np.sort(_own_distances(points, groups)))))
+        own = _own_distances(points, groups)
+        far = np.maximum(np.quantile(own, [_FAR]), 1e-12)
+        return cls(*(a.astype(np.float32) for a in (mean, axes, points, far))), own / far
 
-    def percentile(self, features: Features) -> npt.NDArray[np.float32]:
-        """(n, d) features → (n,) percentile, 0 to 100.
+    def distance(self, features: Features) -> npt.NDArray[np.float64]:
+        """(n, d) features → (n,) distance to the training tiles; 1 is far."""
+        points = (np.asarray(features, dtype=np.float64) - self.mean) @ self.axes
+        return _kth_distance(self.points, points) / self.far
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Distance of a tile from the training tiles, as a percentile of their own distances.
+
+    The distance is the larger of two: that of the encoder's features, and that of the tile's colours. A learned
+    encoder is made to look past colour, and hardly tells brown from eosin; colours tell nothing of blur.
+
+    A tile's own distance is that to the training tiles of *other* patients (or sections, where there is one
+    patient): tiles of one section share stain and blur and would make every new slide look strange.
+
+    Attributes
+    ----------
+    features, colours
+        Where distances are measured.
+    own
+        (m,) sorted distances of the training tiles.
+    """
+
+    features: Space
+    colours: Space
+    own: Features
+
+    @classmethod
+    def fit(cls, features: Features, colours: Features, groups: npt.NDArray[np.intp]) -> Novelty:
+        """Learn from (m, d) features and (m, c) colours of training tiles, and the patient or section of each."""
+        (seen, own), (stained, stain) = (Space.fit(values, groups) for values in (features, colours))
+        return cls(seen, stained, np.sort(np.maximum(own, stain)).astype(np.float32))
+
+    def percentile(self, features: Features, colours: Features) -> npt.NDArray[np.float32]:
+        """(n, d) features and (n, c) colours → (n,) percentile, 0 to 100.
 
         Beyond the farthest training tile it goes on rising towards 100 with the distance, so that of two strange
         tiles the stranger one still has the higher number.
         """
-        points = (np.asarray(features, dtype=np.float64) - self.mean) @ self.axes
-        distance = _kth_distance(self.points, points)
+        distance = np.maximum(self.features.distance(features), self.colours.distance(colours))
         count, farthest = len(self.own), max(float(self.own[-1]), 1e-12)
         within = np.searchsorted(self.own, distance) / (count + 1)
         beyond = 1.0 - farthest / np.maximum(distance, farthest) / (count + 1)
         return (100.0 * np.where(distance > farthest, beyond, within)).astype(np.float32)
+
+    def arrays(self) -> dict[str, Features]:
+        """Everything by name, for saving."""
+        parts = {"features": self.features, "colours": self.colours}
+        return {f"{name}.{k}": v for name, space in parts.items() for k, v in asdict(space).items()} | {"own": self.own}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Features]) -> Novelty:
+        """The inverse of ``arrays``.
+
+        Raises
+        ------
+        KeyError
+            Something is missing.
+        """
+        features, colours = (
+            Space(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Space)})
+            for name in ("features", "colours")
+        )
+        return cls(features, colours, arrays["own"])
 
 
 def _kth_distance(

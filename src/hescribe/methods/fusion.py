@@ -13,7 +13,9 @@ What it does, in the order of the prediction:
 
 For a patient who is new, this is too bold: what a neighbouring section confirms, another patient need not. Fewer
 programs and a heavier penalty are then used, and no retrieval. They are chosen by leaving training patients out, or,
-where there is one training patient, stated in the settings.
+where there is one training patient, stated in the settings. Another patient's section may also be sequenced less
+deeply, which changes what log expression shows: the programs for new patients are those of the mean of the expression
+as measured and as it would be at a shallow depth.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
 from hescribe.methods.baselines.ridge import principal_axes
+from hescribe.methods.depth import at_depth
 from hescribe.types import Context, Features, SparseExpression
 
 Array = npt.NDArray[np.float64]
@@ -60,6 +63,9 @@ class FusionConfig(MethodConfig):
     retrieval: bool = Field(default=True, description="the second path, for patients of the training sections")
     known: Literal["auto"] | Strength = Field("auto", description="for a patient of the training sections")
     new: Literal["auto"] | Strength = Field("auto", description="for a new patient; auto: by leaving patients out")
+    shallow: int = Field(
+        1000, ge=0, description="counts a spot that deeper sections are also seen with, for a new patient; 0: none"
+    )
     one_patient: Strength = Field(
         Strength(programs=3, penalty=0.3), description="for a new patient where only one could be learned from"
     )
@@ -85,7 +91,7 @@ class Fusion(RegressionModel):
         k, p, g = min(config.components, shapes.features), config.programs, shapes.genes
         sizes = {
             "mean": (shapes.features,), "axes": (shapes.features, k), "intercept": (g,), "programs": (p, g),
-            "map_known": (k, p), "map_new": (k, p), "weight_regression": (g,), "weight_retrieval": (g,),
+            "programs_new": (p, g), "map_known": (k, p), "map_new": (k, p), "weight_regression": (g,), "weight_retrieval": (g,),
             "keys": (0, p), "payload": (0, p),
         }  # fmt: skip
         for name, size in sizes.items():
@@ -93,7 +99,9 @@ class Fusion(RegressionModel):
 
     def predict_expression(self, images: Tensor) -> Tensor:
         """For a new patient: (n, …) → (n, g)."""
-        return self._genes(self._components(images) @ self.get_buffer("map_new"))
+        scores = self._components(images) @ self.get_buffer("map_new")
+        # Log-normalised expression is not below zero
+        return (scores @ self.get_buffer("programs_new") + self.get_buffer("intercept")).clamp_min(0.0)
 
     def predict_known(self, images: Tensor) -> Tensor:
         """For a patient of the training sections: (n, …) → (n, g)."""
@@ -108,17 +116,15 @@ class Fusion(RegressionModel):
     def _components(self, images: Tensor) -> Tensor:
         return (self.tower(images) - self.get_buffer("mean")) @ self.get_buffer("axes")
 
-    def _genes(self, scores: Tensor) -> Tensor:
-        # Log-normalised expression is not below zero
-        return (scores @ self.get_buffer("programs") + self.get_buffer("intercept")).clamp_min(0.0)
-
     def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Fit in closed form; every choice is made by leaving sections or patients out."""
         components = self._learn_components(features)
         spots = _centre_sections(expression, origin.section, self.config.programs)
         known = self._choose_known(components, spots, origin)
-        new = self._choose_new(components, spots, origin)
-        self._store("map_new", _solve(components, spots.scores, new))
+        shallow = self._shallower(spots, origin)
+        new = self._choose_new(components, shallow, origin)
+        self._store("map_new", _solve(components, shallow.scores, new))
+        self._store("programs_new", shallow.programs)
         self._store("map_known", _solve(components, spots.scores, known))
         self._store("programs", spots.programs)
         self._store("intercept", spots.sections.mean(axis=0))
@@ -133,6 +139,15 @@ class Fusion(RegressionModel):
         self._store("mean", mean)
         self._store("axes", axes)
         return (features - mean) @ axes
+
+    def _shallower(self, spots: _Spots, origin: Origin) -> _Spots:
+        """The same spots between their own depth and a shallow one."""
+        if not self.config.shallow:
+            return spots
+        thinned = at_depth(spots.expression, origin.section, self.config.shallow)
+        between = _centre_sections((spots.expression + thinned) / 2, origin.section, self.config.programs)
+        # Settings are judged by what was measured
+        return between._replace(expression=spots.expression, sections=spots.sections)
 
     def _choose_known(self, components: Array, spots: _Spots, origin: Origin) -> Strength:
         if self.config.known != "auto":

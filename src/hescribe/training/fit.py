@@ -74,8 +74,8 @@ class Fitted:
         With the trained weights, where it was fine-tuned.
     reference
         For joint models.
-    features
-        (len(rows), d) of the tiles it was fitted to, without their surroundings.
+    features, colours
+        (len(rows), d), (len(rows), 9) of the tiles it was fitted to, without their surroundings.
     epochs
         Epochs until the best held-out loss (or as many as were run).
     history
@@ -86,6 +86,7 @@ class Fitted:
     encoder: Encoder
     reference: Reference | None
     features: Features
+    colours: Features
     epochs: int
     history: pd.DataFrame
 
@@ -145,7 +146,7 @@ class Fitter:
 
         sections = self.data.sections
         parts = processes.dealt(sections, describe) if reusable else [describe(s) for s in sections]
-        return Described(np.concatenate([p.plain for p in parts]), np.concatenate([p.full for p in parts]))
+        return Described(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def fit(
         self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_], folder: Path, epochs: int | None = None
@@ -247,7 +248,8 @@ class Fitter:
             genes = tuple(self.data.genes.index)
             known = None if self.cell_types is None else self.cell_types.iloc[rows]
             reference = Reference(embedding, targets.expression[rows], genes, self.data.obs().iloc[rows], known)
-        return Fitted(model.cpu(), encoder, reference, described.plain[rows], best, history)  # type: ignore[arg-type]
+        features, colours = described.plain[rows], described.colours[rows]
+        return Fitted(model.cpu(), encoder, reference, features, colours, best, history)  # type: ignore[arg-type]
 
     def _descend(
         self,

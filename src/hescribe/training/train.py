@@ -186,7 +186,8 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     )
     fitted = fitter.fit(rows, held, panel=panel, folder=folder)
     described = fitter.describe(fitted.encoder)
-    novelty = Novelty.fit(fitted.features, data.origin.at(rows).group).percentile(described.plain[held])
+    familiar = Novelty.fit(fitted.features, fitted.colours, data.origin.at(rows).group)
+    novelty = familiar.percentile(described.plain[held], described.colours[held])
     patients = data.origin.patient
     stays = bool(np.isin(patients[held], patients[rows]).all())
     new = _judge(fitter, fitted, described.full, held, known_patient=False)
@@ -235,7 +236,7 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
         model=final.model,
         reference=final.reference,
         genes=genes,
-        novelty=Novelty.fit(final.features, data.origin.group),
+        novelty=Novelty.fit(final.features, final.colours, data.origin.group),
         trust=trust,
         trust_known=known,
         history=pd.concat(history, ignore_index=True),

@@ -78,7 +78,9 @@ def make_bundle(
     ones = np.ones(GENES)
     return Bundle(
         method, config, encoder, Extraction(112.0, views=views, context=context), model.eval(), reference, genes,  # type: ignore[arg-type]
-        Novelty.fit(rng.normal(size=(SPOTS, encoder.width)).astype("f"), origin.section),
+        Novelty.fit(
+            rng.normal(size=(SPOTS, encoder.width)).astype("f"), rng.normal(size=(SPOTS, 9)).astype("f"), origin.section
+        ),
         Trust(np.linspace(0, 0.4, GENES), ones, np.array([30.0, 60.0]), np.array([1.0, 1.2, 1.5])),
         pd.DataFrame(), {"sections": {"A": "P1"}, "version": "0", "spots": SPOTS, "seed": seed}, hash=f"{method}{seed}",
     )  # fmt: skip

@@ -71,7 +71,7 @@ def check(bundle, slide: Path, folder: Path, *, stride_um: float = 80.0) -> None
     expected = bundle.predictor(use_cache=False).head(described.full, tiles)
     # Another batch size through the encoder, and JPEG decoded by another library
     np.testing.assert_allclose(found.X, expected, atol=2e-4, rtol=1e-3)
-    novelty = bundle.novelty.percentile(described.plain)
+    novelty = bundle.novelty.percentile(described.plain, described.colours)
     assert np.abs(found.obs[keys.NOVELTY] - novelty).max() <= 2.0  # a percentile of 60
     np.testing.assert_array_equal(
         found.obs[keys.INTERVAL_SCALE], bundle.trust.interval_scale(found.obs[keys.NOVELTY].to_numpy())

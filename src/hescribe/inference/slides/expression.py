@@ -66,6 +66,8 @@ class Descriptions:
     ----------
     own, around
         Features at each scale; means over the neighbourhood, one table per spread.
+    colours
+        How the tiles are stained.
     beside
         Features of the tiles beside a tile.
     context
@@ -80,6 +82,7 @@ class Descriptions:
 
     own: Sequence[RowFile]
     around: Sequence[RowFile]
+    colours: RowFile
     beside: Beside | None
     context: Context
     centres: Centres
@@ -117,11 +120,12 @@ class Descriptions:
 
 
 def describe_slide(
-    work: Work, own: Sequence[RowFile], beside: Beside | None, context: Context, *, centres: Centres, mpp: float
+    work: Work, encoded: Sequence[RowFile], beside: Beside | None, context: Context, *, centres: Centres, mpp: float
 ) -> Descriptions:
-    """Everything about the tiles that a method wants, from their features."""
+    """Everything about the tiles that a method wants, from their features at each scale and, last, their colours."""
+    *own, colours = encoded
     around = _surround(work, own, context.spreads_um, centres * mpp)
-    described = Descriptions(own, around, beside, context, centres)
+    described = Descriptions(own, around, colours, beside, context, centres)
     if context.centred:
         mean, spread = moments(described.uncentred(*span) for span in _spans(0, len(centres), CHUNK))
         described = replace(described, mean=mean, spread=spread)
@@ -231,7 +235,8 @@ def express_slide(
     with bar, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         for first, stop in _spans(start, n, rows):
-            percentile = bundle.novelty.percentile(described.plain(first, stop))
+            colours = described.colours.read(first, stop)
+            percentile = bundle.novelty.percentile(described.plain(first, stop), colours)
             expression, types = read_off(head, described.full(first, stop), SomeTiles(tiles, np.arange(first, stop)))
             expression = expression if chosen is None else expression[:, chosen]
             if written is not None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from hescribe.encoders import Encoder
 from hescribe.encoders.extract import Precision, encode_batch, to_tensor
 from hescribe.encoders.folding import fold_normalisation
+from hescribe.encoders.stain import load_colours
 from hescribe.errors import InputError
 from hescribe.inference.slides.plan import BATCH, CHUNK, PrecisionChoice, Work
 from hescribe.io.rows import RowFile
@@ -31,7 +32,7 @@ _MEASURED = 16  #: tiles that precisions are measured on: two seconds on two cor
 
 
 class Encoded(NamedTuple):
-    """Features of consecutive tiles: index of the first, and one (n, d) array per scale."""
+    """Features of consecutive tiles: index of the first, one (n, d) array per scale, and (n, 9) colours."""
 
     start: int
     features: list[Features]
@@ -47,13 +48,16 @@ def encode_slide(
     precision: Precision,
     devices: Sequence[str],
 ) -> list[RowFile]:
-    """Features of every tile of a sweep, one table per scale; goes on behind the last complete chunk.
+    """Features of every tile of a sweep, one table per scale, and a last one of the tiles' colours.
+
+    Goes on behind the last complete chunk.
 
     Reading, encoding and writing overlap. Batches are dealt to the devices in turn and written in order, so their
     number changes no number.
     """
     n = len(sweep.placements[0].corners)
-    tables = [work.rows(f"{stage}-{i}", (n, encoder.width)) for i in range(len(sweep.placements))]
+    widths = [encoder.width] * len(sweep.placements) + [load_colours(encoder.input_px).width]
+    tables = [work.rows(f"{stage}-{i}", (n, width)) for i, width in enumerate(widths)]
     start = work.done(stage)
     if start >= n:
         return tables
@@ -82,14 +86,14 @@ def encode_in_order(
     batches: Iterable[Batch], encoder: Encoder, views: int, precision: Precision, *, devices: Sequence[str]
 ) -> Iterator[Encoded]:
     """Features of batches, in their order, a few batches ahead on every device."""
-    modules = [load_module(encoder, device) for device in devices]
+    modules = [(load_module(encoder, device), load_colours(encoder.input_px).module.to(device)) for device in devices]
 
-    def encode(module: nn.Module, device: str, batch: Batch) -> Encoded:
-        parts = [
-            encode_batch(module, to_tensor(t, device), views=views, precision=precision).cpu().numpy()
-            for t in batch.tiles
-        ]
-        return Encoded(batch.start, parts)
+    def encode(pair: tuple[nn.Module, nn.Module], device: str, batch: Batch) -> Encoded:
+        module, look = pair
+        images = [to_tensor(tiles, device) for tiles in batch.tiles]
+        parts = [encode_batch(module, scale, views=views, precision=precision) for scale in images]
+        parts.append(encode_batch(look, images[0]))
+        return Encoded(batch.start, [part.cpu().numpy() for part in parts])
 
     waiting: deque[Future[Encoded]] = deque()
     with ExitStack() as stack:

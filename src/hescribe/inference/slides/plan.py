@@ -6,7 +6,7 @@ Beside an output ``NAME.zarr`` stands, until it is complete, a folder ``.NAME.za
 ``plan.json``           everything the numbers depend on; written last, so that without it nothing counts
 ``centres.npy``         tile centres
 ``progress.json``       tiles done in each stage; replaced after the tiles themselves are on the disk
-``encoded-<i>.npy``     features at scale i
+``encoded-<i>.npy``     features at scale i, and last the colours of the tiles
 ``beside-0.npy``        features of tiles beside the outermost ones, where the method looks at them
 ``around-<i>.npy``      means over the neighbourhood, spread i
 ``novelty.npy``         one number a tile
@@ -36,7 +36,7 @@ from hescribe.keys import PROVENANCE
 from hescribe.slides.slide import hash_file
 from hescribe.types import Centres, Microns, Mpp
 
-FORMAT = 1  #: raised when the way a slide is predicted changes any number
+FORMAT = 2  #: raised when the way a slide is predicted changes any number
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 
