@@ -36,6 +36,7 @@ from hescribe import keys
 from hescribe.datasets.synthetic.make import Cohort, plan_section
 from hescribe.encoders import Encoder, Extraction, load_encoder
 from hescribe.encoders.extract import encode_batch, to_tensor
+from hescribe.encoders.stain import load_colours
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides import predict_slide
 from hescribe.inference.slides.features import load_module
@@ -129,7 +130,8 @@ def make_bundle(encoder: Encoder, genes: int, method: str, spots: int = 400) -> 
     else:
         model.solve(features, expression, origin)  # type: ignore[operator]
     table = pd.DataFrame({keys.IN_PANEL: False, keys.EXPECTED_PCC: 0.1, keys.INTERVAL: 1.0}, index=names)
-    novelty = Novelty.fit(rng.normal(size=(spots, encoder.width)).astype("f"), origin.section)
+    colours = rng.normal(size=(spots, load_colours(encoder.input_px).width)).astype("f")
+    novelty = Novelty.fit(rng.normal(size=(spots, encoder.width)).astype("f"), colours, origin.section)
     return Bundle(
         method, config, encoder, Extraction(context=context), model.eval(), reference, table, novelty, None,  # type: ignore[arg-type]
         pd.DataFrame(), {"sections": {}, "version": "0"}, hash=f"{method}-{genes}",
