@@ -254,7 +254,10 @@ def _section_folds(origin: Origin) -> list[npt.NDArray[np.bool_]]:
 
 
 def _choose(components: Array, spots: _Spots, folds: list[npt.NDArray[np.bool_]]) -> Strength:
-    """The strength with the best mean correlation per gene within the sections left out."""
+    """The strength with the best mean correlation per gene within the sections left out.
+
+    Each fold counts once: a patient of many sections does not outvote one of a single section.
+    """
     voters = _voters(spots)
     truth = spots.expression[:, np.unique(np.concatenate(voters))].toarray()
     where = [np.searchsorted(np.unique(np.concatenate(voters)), v) for v in voters]
@@ -265,9 +268,9 @@ def _choose(components: Array, spots: _Spots, folds: list[npt.NDArray[np.bool_]]
         scores = np.zeros((len(components), widest.programs))
         for held in folds:
             scores[held] = components[held] @ _solve(components[~held], spots.scores[~held], widest)
-        left_out = np.any(folds, axis=0)
         for count in sorted({min(c, len(programs)) for c in _COUNTS}):
-            pcc = _mean_pcc(scores[:, :count] @ programs[:count], truth, np.where(left_out, spots.section, -1))
+            predicted = scores[:, :count] @ programs[:count]
+            pcc = np.mean([_mean_pcc(predicted[f], truth[f], spots.section[f]) for f in folds], axis=0)
             value = float(np.mean([np.mean(pcc[genes]) for genes in where]))
             if value > best:
                 best, choice = value, Strength(programs=count, penalty=penalty)
@@ -283,14 +286,14 @@ def _voters(spots: _Spots) -> list[npt.NDArray[np.intp]]:
 
 
 def _mean_pcc(predicted: Array, truth: Array, section: npt.NDArray[np.intp]) -> Array:
-    """Correlation of each gene within each section, averaged over sections; section −1 is left aside."""
-    names = [s for s in np.unique(section) if s >= 0]
+    """Correlation of each gene within each section, averaged over sections."""
+    names = np.unique(section)
     total = np.zeros(truth.shape[1])
     for name in names:
         p, t = (values[section == name] - values[section == name].mean(axis=0) for values in (predicted, truth))
         norm = np.sqrt((p**2).sum(axis=0) * (t**2).sum(axis=0))
         total += (p * t).sum(axis=0) / np.maximum(norm, 1e-12)
-    return total / max(len(names), 1)
+    return total / len(names)
 
 
 def _cross_fitted(components: Array, scores: Array, folds: list[npt.NDArray[np.bool_]], strength: Strength) -> Array:
