@@ -109,7 +109,7 @@ class Section:
         path = self.image or self.row.expression
         assert path is not None  # noqa: S101 - the manifest refuses rows without both
         pitch = mpp_from_pitch(self.row, self.adata) if self.has_expression else None
-        # HEST-1k's own metadata come before the slide's: what a scanner wrote there is off by as much as 10 % in some
+        # HEST-1k cuts its tiles by the scale it has estimated, not by the one embedded in the image
         hest = self._patches or (self.has_expression and technology_of(self.row) == "hest")
         metadata = self._hest_mpp() if hest else None
         if metadata is None and self.image and not self._patches:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import gzip
+import inspect
+import json
+import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from hescribe.cli.commands.benchmark import benchmark
 from hescribe.cli.main import run
+from hescribe.datasets import fetch
 from hescribe.datasets.recipes import find_recipe, list_recipes, prepare
 from hescribe.datasets.recipes.prepare import NEED_SLIDES
+from hescribe.datasets.registry import DATASETS
 from hescribe.errors import InputError, OutputError
 from hescribe.methods import METHODS
 from hescribe.sections import Section, read_sections
 from tests.datasets import standins
+from tests.datasets.test_fetch import sha256
 from tests.test_sections import SHARED, real
 
 LIVER = {"C73_A1": "GSM7697868", "C73_B1": "GSM7697869", "C73_C1": "GSM7697870", "C73_D1": "GSM7697871"}
@@ -65,6 +73,8 @@ def test_hest_with_slides(tmp_path: Path) -> None:
 def test_a_task_of_hest_benchmark_with_its_genes(tmp_path: Path) -> None:
     standins.write_hest(tmp_path / "bench", ids("hest-idc"), bench="IDC")
     prepared = prepare("hest-idc", tmp_path / "bench", tmp_path / "out")
+    # the task's own folder may be given as well
+    assert options(prepare("hest-idc", tmp_path / "bench" / "IDC", tmp_path / "b").configs[0])["genes"] != "hvg:50"
     check_sections(prepared.manifest, "hest-idc", mpp=0.5, spots=34)
     told = options(prepared.configs[0])
     assert Path(str(told["genes"])).read_text().split() == list(standins.GENES[:10])
@@ -133,9 +143,9 @@ def test_the_liver_as_geo_has_it(tmp_path: Path, end: str) -> None:
     assert told["tile_um"] == 68
 
 
-def test_the_liver_as_bleep_has_it(tmp_path: Path) -> None:
-    """As ``datasets fetch human-liver`` leaves it: no scale factors, images gzipped beside the repository."""
-    data = tmp_path / "BLEEP-2395967" / "GSE240429_data" / "data"
+def write_bleep(folder: Path) -> None:
+    """Counts and positions as in BLEEP's repository, images as at GEO; no scale factors."""
+    data = folder / "BLEEP-2395967" / "GSE240429_data" / "data"
     for i, (name, sample) in enumerate(LIVER.items()):
         tissue = standins.make_tissue(i, pitch_px=120, hexagonal=True)
         files = standins.visium_files(tissue)
@@ -146,8 +156,21 @@ def test_the_liver_as_bleep_has_it(tmp_path: Path) -> None:
         positions = data / "tissue_pos_matrices" / f"tissue_positions_list_{i + 1}.csv"
         positions.parent.mkdir(exist_ok=True)
         positions.write_text(files["tissue_positions_list.csv"])
-        standins.zip_bytes(tmp_path / f"{sample}_GEX_{name}_Merged.tiff.gz", standins.liver_image(tissue))
-    prepared = prepare("human-liver", tmp_path, tmp_path / "out")
+        standins.zip_bytes(folder / f"{sample}_GEX_{name}_Merged.tiff.gz", standins.liver_image(tissue))
+
+
+def test_the_liver_as_it_is_fetched(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The registered files, served from here: an archive that is unpacked, and images that stay gzipped."""
+    url, served = server
+    write_bleep(tmp_path / "source")
+    shutil.make_archive(str(served / "BLEEP"), "zip", tmp_path / "source", "BLEEP-2395967")
+    for image in (tmp_path / "source").glob("*.gz"):
+        image.rename(served / image.name)
+    entry = DATASETS["human-liver"]
+    files = [replace(file, url=f"{url}/{file.name}", sha256=sha256(served / file.name)) for file in entry.files]
+    monkeypatch.setitem(DATASETS, "human-liver", replace(entry, files=tuple(files)))
+    folder = fetch("human-liver", tmp_path / "download")
+    prepared = prepare("human-liver", folder, tmp_path / "out")
     sections = check_sections(prepared.manifest, "human-liver", mpp=100 / 120, spots=36)
     diameter = sections[0].adata.uns["spatial"]["C73_A1"]["scalefactors"]["spot_diameter_fullres"]
     assert diameter == pytest.approx(0.55 * 120, rel=0.01)
@@ -213,15 +236,15 @@ def test_a_download_that_was_cut_short(tmp_path: Path) -> None:
 
 def test_what_prepare_refuses(tmp_path: Path) -> None:
     standins.write_hest(tmp_path / "hest", ids("hest-skcm"))
-    with pytest.raises(InputError, match="no recipe 'hest-brain'.*hest-idc"):
+    with pytest.raises(InputError, match=r"no recipe 'hest-brain'.*hest-idc"):
         prepare("hest-brain", tmp_path / "hest", tmp_path / "out")
-    with pytest.raises(InputError, match="no section 'TENX1'.*TENX115"):
+    with pytest.raises(InputError, match=r"no section 'TENX1'.*TENX115"):
         prepare("hest-skcm", tmp_path / "hest", tmp_path / "out", only=["TENX1"])
     with pytest.raises(InputError, match="no such folder"):
         prepare("hest-skcm", tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "sections.csv").write_text("my own")
-    with pytest.raises(OutputError, match="holds another sections.csv"):
+    with pytest.raises(OutputError, match=r"holds another sections\.csv"):
         prepare("hest-skcm", tmp_path / "hest", tmp_path / "mine")
     assert (tmp_path / "mine" / "sections.csv").read_text() == "my own"
     prepare("hest-skcm", tmp_path / "hest", tmp_path / "mine", overwrite=True)
@@ -243,7 +266,7 @@ def test_of_two_copies_the_one_that_lies_less_deep(tmp_path: Path) -> None:
     standins.write_hest(tmp_path / "twice", ids("hest-skcm"), bench="")
     (tmp_path / "twice").rename(tmp_path / "t")
     (tmp_path / "t" / "st").rename(tmp_path / "t" / "adata")
-    with pytest.raises(InputError, match="both fit 'adata/TENX115.h5ad'.*keep one"):
+    with pytest.raises(InputError, match=r"both fit 'adata/TENX115\.h5ad'.*keep one"):
         prepare("hest-skcm", tmp_path, tmp_path / "out")
 
 
@@ -258,10 +281,6 @@ def test_from_download_to_a_judged_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a user types it: prepare, train on one section, evaluate on another patient's, benchmark by the config."""
-    import json
-
-    from hescribe.cli.commands.benchmark import benchmark
-
     monkeypatch.setenv("HESCRIBE_CACHE", str(tmp_path / "cache"))
     standins.write_hest(tmp_path / "hest", ids("hest-skcm"), bench="SKCM")
     data = tmp_path / "data"
@@ -276,8 +295,6 @@ def test_from_download_to_a_judged_prediction(
     assert scores["sets"]["marker"]["pcc"] > 0.8
     assert scores["sets"]["panel"]["n_genes"] == 10
     config = data / "benchmark.toml"
-    import inspect
-
     if "recipe" not in inspect.signature(benchmark).parameters:
         config.write_text("".join(line for line in config.open() if not line.startswith("recipe")))
     command(

@@ -147,21 +147,24 @@ class Found:
     missing: Mapping[str, tuple[str, ...]]
 
 
-def find_files(layout: Layout, sections: Sequence[RecipeSection], folder: Path) -> Found:
+#: files by their path as patterns are matched with it
+Files = Mapping[PurePosixPath, Path]
+
+
+def find_files(layout: Layout, sections: Sequence[RecipeSection], files: Files) -> Found:
     """The files of each section, in the first way of the layout that lacks nothing, or else the least.
 
     Raises
     ------
     InputError
-        The folder is not there, or two files equally fit one part of a section.
+        Two files equally fit one part of a section.
     """
-    files = list_files(folder)
     found = [_find(variant, sections, files) for variant in layout.variants]
     return min(found, key=lambda f: sum(len(m) for m in f.missing.values()))
 
 
-def list_files(folder: Path) -> dict[PurePosixPath, Path]:
-    """All files below a folder by their path in it, links followed, without those of hidden folders.
+def list_files(folder: Path) -> Files:
+    """All files below a folder by their whole path, links followed, without those of hidden folders.
 
     Raises
     ------
@@ -176,12 +179,13 @@ def list_files(folder: Path) -> dict[PurePosixPath, Path]:
         seen.add(os.path.realpath(parent))
         # a link may lead back to a folder above it
         inner[:] = [n for n in inner if not n.startswith(".") and os.path.realpath(Path(parent, n)) not in seen]
-        below = Path(parent).relative_to(folder)
-        found.update({PurePosixPath(below / n): folder / below / n for n in names if not n.startswith(".")})
+        here = (Path(parent, n).absolute() for n in names if not n.startswith("."))
+        # whole paths: the folder given may be the very one that a pattern begins with
+        found.update({PurePosixPath(path.as_posix()): path for path in here})
     return found
 
 
-def match_file(patterns: Sequence[str], files: Mapping[PurePosixPath, Path]) -> Path | None:
+def match_file(patterns: Sequence[str], files: Files) -> Path | None:
     """The file that fits the first pattern that any fits; of several the one that lies least deep.
 
     Raises
@@ -203,7 +207,7 @@ def match_file(patterns: Sequence[str], files: Mapping[PurePosixPath, Path]) -> 
     return None
 
 
-def _find(variant: Variant, sections: Sequence[RecipeSection], files: Mapping[PurePosixPath, Path]) -> Found:
+def _find(variant: Variant, sections: Sequence[RecipeSection], files: Files) -> Found:
     parts, missing = {}, {}
     for section in sections:
         found = {

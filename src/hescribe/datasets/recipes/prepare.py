@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hescribe.datasets.recipes.assemble import Cells, assemble
-from hescribe.datasets.recipes.layouts import LAYOUTS, Found, find_files, list_files, match_file
+from hescribe.datasets.recipes.layouts import LAYOUTS, Files, Found, find_files, list_files, match_file
 from hescribe.datasets.recipes.record import Recipe, RecipeSection
 from hescribe.datasets.recipes.table import find_recipe
 from hescribe.errors import InputError, OutputError
@@ -73,7 +73,8 @@ def prepare(
     recipe, source, target = find_recipe(name), Path(folder).expanduser(), Path(output).expanduser()
     sections = _choose(recipe, only)
     layout = LAYOUTS[recipe.layout]
-    found = find_files(layout, sections, source.absolute())
+    files = list_files(source)
+    found = find_files(layout, sections, files)
     if found.missing:
         raise InputError(_missing(recipe, sections, found), path=source, fix=_how_to_get(recipe))
     if not overwrite:
@@ -83,7 +84,7 @@ def prepare(
         cells = assemble(layout.technology, section.section_id, found.parts[section.section_id], target)
         rows.append(_row(section, layout.technology, cells, target))
     _write(target / _MANIFEST, _table(rows))
-    genes = _write_genes(recipe, source, target)
+    genes = _write_genes(recipe, files, target)
     methods = [m for m in recipe.methods if found.variant.whole_slides or m not in NEED_SLIDES]
     configs = []
     for i, protocol in enumerate(recipe.protocols):
@@ -146,9 +147,9 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
     return text.getvalue()
 
 
-def _write_genes(recipe: Recipe, source: Path, target: Path) -> Path | None:
+def _write_genes(recipe: Recipe, files: Files, target: Path) -> Path | None:
     """The data set's own list of genes as the option ``--genes`` takes it; None where its download has none."""
-    file = match_file([recipe.gene_list], list_files(source)) if recipe.gene_list else None
+    file = match_file([recipe.gene_list], files) if recipe.gene_list else None
     if file is None:
         return None
     try:
