@@ -270,11 +270,23 @@ def test_of_two_copies_the_one_that_lies_less_deep(tmp_path: Path) -> None:
         prepare("hest-skcm", tmp_path, tmp_path / "out")
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object, code: int = 0) -> None:
     monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         run()
-    assert not end.value.code
+    assert (end.value.code or 0) == code
+
+
+def test_a_mistake_on_the_command_line_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    command(monkeypatch, "datasets", "prepare", "hest-skcm", tmp_path / "empty", "-o", tmp_path / "out", code=2)
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("hescribe: error: ")
+    assert "expression, image of TENX115, TENX117" in error
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_download_to_a_judged_prediction(
