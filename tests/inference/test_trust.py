@@ -83,8 +83,8 @@ def test_few_tiles_and_constant_features() -> None:
 def test_what_one_patient_says_of_another_is_less_sure_where_expression_is_high() -> None:
     trust = Trust(np.array([0.5, 0.5, 0.5]), np.array([0.3, 1.0, 1.0]), np.array([30.0, 60.0]), np.ones(3))
     wider = trust.for_another_patient(np.array([0.0, 1.0, 4.0]))
-    # τ = 0.53 μ^0.65: 0, 0.53, 1.305; half-widths add in quadrature
-    np.testing.assert_allclose(wider.interval, np.hypot([0.3, 1.0, 1.0], 1.645 * np.array([0, 0.53, 1.305])), rtol=1e-3)
+    # τ = 0.22 √μ + 0.30 μ: 0, 0.52, 1.64; half-widths add in quadrature
+    np.testing.assert_allclose(wider.interval, np.hypot([0.3, 1.0, 1.0], 1.645 * np.array([0, 0.52, 1.64])), rtol=1e-3)
     np.testing.assert_array_equal(wider.expected_pcc, trust.expected_pcc)
 
 
@@ -94,7 +94,26 @@ def test_the_prior_covers_a_new_patient_as_often_as_it_says() -> None:
     mean = np.full(400, 2.0)
     errors = [np.abs(rng.normal(0, 0.6, (300, 400))).astype("f") for _ in range(3)]
     trust = fit_trust(errors, [rng.uniform(0, 100, 300).astype("f")] * 3, np.zeros(400))
-    shift = rng.normal(0, 0.53 * 2.0**0.65, 400)
+    shift = rng.normal(0, 0.22 * np.sqrt(2.0) + 0.30 * 2.0, 400)
     another = np.abs(rng.normal(shift, 0.6, (300, 400)))
     assert (another <= trust.interval).mean() < 0.7
     assert (another <= trust.for_another_patient(mean).interval).mean() == pytest.approx(COVERAGE, abs=0.03)
+
+
+@pytest.mark.parametrize(("patients", "low"), [(2, 0.83), (3, 0.85), (4, 0.86), (7, 0.86)])
+def test_intervals_of_few_patients_cover_another_one(patients: int, low: float) -> None:
+    """A quantile over the spots of two patients alone covered three quarters of a third one's, at the level of 4."""
+    rng = np.random.default_rng(3)
+    mean, bare, wide = np.full(1, 4.0), [], []
+    between = (0.22 * 2 + 0.30 * 4) / np.sqrt(2)  # of one patient's mean; a pair differs by √2 of it
+    flat = np.full(200, 50.0, "f")
+    for _ in range(400):
+        level = rng.normal(0, between, patients)
+        shift = level - (level.sum() - level) / (patients - 1)
+        left_out = [np.abs(s + rng.normal(0, 0.6, (200, 1))).astype("f") for s in shift]
+        trust = fit_trust(left_out, [flat] * patients, np.zeros(1))
+        error = np.abs(rng.normal(0, between) - level.mean() + rng.normal(0, 0.6, 200))
+        bare.append((error <= trust.interval).mean())
+        wide.append((error <= trust.for_another_patient(mean, patients=patients).interval).mean())
+    assert low <= np.mean(wide) <= 0.94
+    assert np.mean(wide) > np.mean(bare)

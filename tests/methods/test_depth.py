@@ -65,3 +65,15 @@ def test_spots_without_counts_and_many_rows() -> None:
     # Blocks of rows make no difference
     np.testing.assert_array_equal(found[1].toarray(), found[701].toarray())
     assert at_depth(sparse.csr_matrix((5, 4)), np.zeros(5, int), 10).nnz == 0
+
+
+def test_any_total_is_thinned_to_the_same_depth(counts: np.ndarray) -> None:
+    """It used to take 10,000 for granted: scaled to a million, nothing was thinned."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    section = np.zeros(60, int)
+    found = [np.expm1(at_depth(sparse.csr_matrix(np.log1p(t * shares)), section, 500).toarray()) for t in (1e4, 1e6)]
+    gone = [np.mean(f[counts == 1]) / t for f, t in zip(found, (1e4, 1e6), strict=True)]
+    # E log(1 + x) is not log(1 + E x), so the two are alike, not equal
+    before = shares[counts == 1].mean()
+    assert gone[0] < 0.5 * before
+    assert gone[1] < 0.5 * before

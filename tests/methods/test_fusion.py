@@ -11,22 +11,19 @@ from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
 from hescribe.methods.depth import at_depth
-from hescribe.methods.fusion import (
-    _COUNTS,
-    _PENALTIES,
-    Fusion,
-    FusionConfig,
+from hescribe.methods.fusion.model import Fusion, FusionConfig
+from hescribe.methods.fusion.programs import (
+    COUNTS,
+    PENALTIES,
     Strength,
-    _centre_sections,
-    _choose,
-    _cross_fitted,
-    _mean_pcc,
-    _non_negative,
-    _retrieve,
-    _section_folds,
-    _solve,
-    _stack,
+    centre_sections,
+    choose_strength,
+    mean_pcc,
+    patient_folds,
+    section_folds,
+    solve_map,
 )
+from hescribe.methods.fusion.retrieval import cross_fit, non_negative, retrieve, stack
 
 SECTION = np.repeat(np.arange(4), 30)
 PATIENT = SECTION // 2
@@ -54,7 +51,7 @@ def test_programs_are_the_svd_of_section_centred_expression() -> None:
     for s in range(4):
         dense[s == SECTION] -= dense[s == SECTION].mean(axis=0)
     _, singular, rows = np.linalg.svd(dense, full_matrices=False)
-    spots = _centre_sections(expression, SECTION, 5)
+    spots = centre_sections(expression, SECTION, 5)
     np.testing.assert_allclose(np.abs((spots.programs * rows[:5]).sum(axis=1)), 1, atol=1e-6)
     np.testing.assert_allclose(spots.scores, dense @ spots.programs.T, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(spots.scores, axis=0), singular[:5], rtol=1e-6)
@@ -64,29 +61,29 @@ def test_programs_are_the_svd_of_section_centred_expression() -> None:
 def test_the_map_is_the_ridge_of_its_equation() -> None:
     rng = np.random.default_rng(1)
     z, s = rng.normal(size=(50, 6)), rng.normal(size=(50, 4))
-    found = _solve(z, s, Strength(programs=3, penalty=0.1))
+    found = solve_map(z, s, Strength(programs=3, penalty=0.1))
     # Gradient of ‖S − ZB‖² + λ n ‖B‖² is zero
     np.testing.assert_allclose(z.T @ (z @ found - s[:, :3]) + 0.1 * 50 * found, 0, atol=1e-9)
 
 
 def test_folds_leave_whole_sections_out_and_keep_the_patient() -> None:
-    folds = _section_folds(Origin(SECTION, PATIENT))
+    folds = section_folds(Origin(SECTION, PATIENT))
     assert np.sum(folds, axis=0).tolist() == [1] * 120
     for held in folds:
         assert not set(SECTION[held]) & set(SECTION[~held])
         assert set(PATIENT[held]) <= set(PATIENT[~held])
-    assert _section_folds(Origin(SECTION, SECTION)) == []
+    assert section_folds(Origin(SECTION, SECTION)) == []
 
 
 def test_cross_fitted_scores_never_see_their_own_section() -> None:
     rng = np.random.default_rng(2)
     z, s = rng.normal(size=(120, 5)), rng.normal(size=(120, 3))
-    folds = _section_folds(Origin(SECTION, PATIENT))
+    folds = section_folds(Origin(SECTION, PATIENT))
     strength = Strength(programs=3, penalty=0.1)
-    before = _cross_fitted(z, s, folds, strength)
+    before = cross_fit(z, s, SECTION, folds, strength)
     changed = s.copy()
     changed[SECTION == 1] += 100 * rng.normal(size=(30, 3))
-    np.testing.assert_array_equal(_cross_fitted(z, changed, folds, strength)[SECTION == 1], before[SECTION == 1])
+    np.testing.assert_array_equal(cross_fit(z, changed, SECTION, folds, strength)[SECTION == 1], before[SECTION == 1])
 
 
 def test_correlation_within_sections_by_a_slow_loop() -> None:
@@ -95,18 +92,18 @@ def test_correlation_within_sections_by_a_slow_loop() -> None:
     expected = [
         np.mean([np.corrcoef(p[s == SECTION, g], t[s == SECTION, g])[0, 1] for s in range(4)]) for g in range(6)
     ]
-    np.testing.assert_allclose(_mean_pcc(p, t, SECTION), expected)
+    np.testing.assert_allclose(mean_pcc(p, t, SECTION), expected)
 
 
 def test_the_settings_follow_the_noise() -> None:
     """Where there is much to learn it is bold; where most of what it sees is noise it is not."""
     origin = Origin(SECTION, PATIENT)
     features, expression = planted(noise=0.1)
-    spots = _centre_sections(expression, SECTION, 20)
-    clear = _choose(features.astype(float), spots, _section_folds(origin))
+    spots = centre_sections(expression, SECTION, 20)
+    clear = choose_strength(features.astype(float), spots, section_folds(origin), SECTION).strength
     assert clear.programs == 2
     more = np.random.default_rng(0).normal(size=(120, 100))
-    noisy = _choose(np.hstack([features, more]), spots, _section_folds(origin))
+    noisy = choose_strength(np.hstack([features, more]), spots, section_folds(origin), SECTION).strength
     assert clear.penalty < noisy.penalty
 
 
@@ -118,14 +115,14 @@ def test_a_patient_of_many_sections_does_not_outvote_another() -> None:
     features = rng.normal(size=(180, 120))
     score = features[:, :20] @ rng.normal(size=(20, 1))
     expression = score @ rng.normal(size=(1, 40)) + 15 + 3 * rng.normal(size=(180, 40))
-    spots = _centre_sections(sparse.csr_matrix(np.maximum(expression, 0)), section, 10)
+    spots = centre_sections(sparse.csr_matrix(np.maximum(expression, 0)), section, 10)
     dense = spots.expression.toarray()
 
     def judge(strength: Strength) -> np.ndarray:
         """Mean correlation within each section, predicted without its patient."""
         guess = np.zeros((180, 40))
         for held in folds:
-            fitted = _solve(features[~held], spots.scores[~held], strength)
+            fitted = solve_map(features[~held], spots.scores[~held], strength)
             guess[held] = features[held] @ fitted @ spots.programs[: strength.programs]
         return np.array(
             [
@@ -134,11 +131,12 @@ def test_a_patient_of_many_sections_does_not_outvote_another() -> None:
             ]
         )
 
-    options = [Strength(programs=c, penalty=p) for p in _PENALTIES for c in _COUNTS if c <= 10]
+    options = [Strength(programs=c, penalty=p) for p in PENALTIES for c in COUNTS if c <= 10]
     values = np.array([judge(option) for option in options])
     by_patient = (values[:, :5].mean(axis=1) + values[:, 5]) / 2
     assert by_patient.argmax() != values.mean(axis=1).argmax()
-    assert _choose(features, spots, folds) == options[by_patient.argmax()]
+    patient = (section == 5).astype(int)
+    assert choose_strength(features, spots, folds, patient).strength == options[by_patient.argmax()]
 
 
 def test_retrieval_by_a_slow_loop() -> None:
@@ -148,7 +146,7 @@ def test_retrieval_by_a_slow_loop() -> None:
     for q in queries.numpy():
         cosine = [q @ k / np.linalg.norm(q) / np.linalg.norm(k) for k in keys.numpy()]
         expected.append(payload.numpy()[np.argsort(cosine)[-5:]].mean(axis=0))
-    np.testing.assert_allclose(_retrieve(queries, keys, payload, 5), expected)
+    np.testing.assert_allclose(retrieve(queries, keys, payload, 5), expected)
 
 
 def test_weights_are_non_negative_least_squares() -> None:
@@ -157,7 +155,7 @@ def test_weights_are_non_negative_least_squares() -> None:
         a, b, y = rng.normal(size=(3, 10))
         b = b + rng.choice([0, 2]) * a
         expected = nnls(np.column_stack([a, b]), y)[0]
-        found = _non_negative(*(np.array([v]) for v in (a @ a, b @ b, a @ b, a @ y, b @ y)))
+        found = non_negative(*(np.array([v]) for v in (a @ a, b @ b, a @ b, a @ y, b @ y)))
         np.testing.assert_allclose(np.ravel(found), expected, atol=1e-8)
 
 
@@ -165,11 +163,11 @@ def test_stacking_by_dense_least_squares() -> None:
     """With one gene, drawing towards all genes together changes nothing, so it is plain least squares."""
     rng = np.random.default_rng(6)
     expression = sparse.csr_matrix(np.abs(rng.normal(size=(120, 1))))
-    spots = _centre_sections(sparse.hstack([expression, expression * 0]).tocsr(), SECTION, 1)
+    spots = centre_sections(sparse.hstack([expression, expression * 0]).tocsr(), SECTION, 1)
     truth = expression.toarray().ravel() - spots.sections[SECTION, 0]
     a, b = truth[:, None] * 0.5 + rng.normal(size=(120, 1)), truth[:, None] * 0.3 + rng.normal(size=(120, 1))
     sign = spots.programs[0, 0]
-    u, v = _stack(a * sign, b * sign, spots)
+    u, v = stack(a * sign, b * sign, spots)
     np.testing.assert_allclose([u[0], v[0]], nnls(np.column_stack([a, b]), truth)[0], rtol=1e-6)
 
 
@@ -177,8 +175,8 @@ def test_it_finds_what_was_planted_and_loses_it_when_shuffled() -> None:
     features, expression = planted(seed=7)
 
     def pcc(model: Fusion, x: np.ndarray) -> float:
-        predicted = model.predict_known(torch.from_numpy(x)).numpy()
-        return float(np.median(_mean_pcc(predicted, expression.toarray().astype(float), SECTION)))
+        predicted = model.predict_known(torch.from_numpy(x), 0).numpy()
+        return float(np.median(mean_pcc(predicted, expression.toarray().astype(float), SECTION)))
 
     model = fitted()
     assert pcc(model, features) > 0.8
@@ -188,7 +186,7 @@ def test_it_finds_what_was_planted_and_loses_it_when_shuffled() -> None:
 def test_a_new_patient_is_treated_with_more_care() -> None:
     model = fitted(one_patient={"programs": 1, "penalty": 1.0}, new={"programs": 1, "penalty": 1.0})
     x = torch.from_numpy(planted(seed=8)[0])
-    known, new = model.predict_known(x), model.predict_expression(x)
+    known, new = model.predict_known(x, 0), model.predict_expression(x)
     assert new.std(dim=0).mean() < known.std(dim=0).mean()
     assert torch.linalg.matrix_rank(new - new.mean(0), atol=1e-3) == 1
 
@@ -219,10 +217,10 @@ def test_programs_for_new_patients_are_those_between_two_depths() -> None:
         return model.eval()
 
     both, deep = fit(1000), fit(0)
-    between = _centre_sections((expression + at_depth(expression, SECTION, 1000)) / 2, SECTION, 1)
+    between = centre_sections((expression + at_depth(expression, SECTION, 1000)) / 2, SECTION, 1)
     np.testing.assert_allclose(both.get_buffer("programs_new")[0], between.programs[0], atol=1e-5)
-    np.testing.assert_array_equal(deep.get_buffer("programs_new"), deep.get_buffer("programs"))
-    np.testing.assert_array_equal(both.get_buffer("map_known"), deep.get_buffer("map_known"))
+    np.testing.assert_array_equal(deep.get_buffer("programs_new"), deep.get_buffer("known.all.programs"))
+    np.testing.assert_array_equal(both.get_buffer("known.all.map"), deep.get_buffer("known.all.map"))
     # Below the limit nothing is thinned
     np.testing.assert_allclose(fit(10**6).get_buffer("programs_new"), deep.get_buffer("programs_new"), atol=1e-6)
 
@@ -241,7 +239,7 @@ def test_programs_for_new_patients_are_those_between_two_depths() -> None:
 @pytest.mark.parametrize("retrieval", [True, False])
 def test_retrieval_can_be_left_out(retrieval: bool) -> None:
     model = fitted(retrieval=retrieval)
-    assert bool(len(model.get_buffer("keys"))) == retrieval
+    assert bool(len(model.get_buffer("known.all.keys"))) == retrieval
 
 
 def test_weights_are_the_whole_state() -> None:
@@ -249,7 +247,7 @@ def test_weights_are_the_whole_state() -> None:
     other = Fusion(nn.Identity(), Shapes(8, 0, 40), FusionConfig())
     other.load_state_dict(model.state_dict(), strict=True)
     x = torch.from_numpy(planted(seed=9)[0])
-    assert torch.equal(other.predict_known(x), model.predict_known(x))
+    assert torch.equal(other.predict_known(x, 0), model.predict_known(x, 0))
     assert torch.equal(other.predict_expression(x), model.predict_expression(x))
 
 
@@ -258,4 +256,112 @@ def test_one_section_is_enough() -> None:
     model = Fusion(nn.Identity(), Shapes(8, 0, 40), FusionConfig())
     one = np.zeros(30, dtype=int)
     model.solve(features[:30], expression[:30], Origin(one, one))
-    assert np.isfinite(model.predict_known(torch.from_numpy(features)).numpy()).all()
+    assert np.isfinite(model.predict_known(torch.from_numpy(features), 0).numpy()).all()
+
+
+def test_seven_patients_have_a_vote_each_in_five_folds() -> None:
+    """Where folds hold two patients or one, those of the pairs used to count half."""
+    rng = np.random.default_rng(11)
+    section = np.repeat(np.arange(7), 20)
+    folds = patient_folds(Origin(section, section))
+    assert [len(np.unique(section[f])) for f in folds] == [2, 2, 1, 1, 1]
+    features, expression = rng.normal(size=(140, 30)), rng.gamma(2.0, size=(140, 25))
+    spots = centre_sections(sparse.csr_matrix(expression), section, 3)
+    chosen = choose_strength(features, spots, folds, section)
+    guess = np.zeros((140, 25))
+    for held in folds:
+        scores = features[held] @ solve_map(features[~held], spots.scores[~held], chosen.strength)
+        guess[held] = scores @ spots.programs[: chosen.strength.programs]
+    reached = [
+        np.mean([np.corrcoef(guess[section == p, g], expression[section == p, g])[0, 1] for g in range(25)])
+        for p in range(7)
+    ]
+    assert chosen.correlation == pytest.approx(np.mean(reached))
+
+
+def test_keys_of_a_patients_only_section_are_cross_fitted_too() -> None:
+    """They used to come from a map fitted to that very section, and lay nearer to the truth than any query can."""
+    rng = np.random.default_rng(12)
+    z, s = rng.normal(size=(120, 5)), rng.normal(size=(120, 3))
+    patient = np.array([0, 0, 0, 1])[SECTION]
+    folds, strength = section_folds(Origin(SECTION, patient)), Strength(programs=3, penalty=0.1)
+    assert not np.any(folds, axis=0)[SECTION == 3].any()
+    alone = SECTION == 3
+    expected = z[alone] @ solve_map(z[~alone], s[~alone], strength)
+    np.testing.assert_allclose(cross_fit(z, s, SECTION, folds, strength)[alone], expected)
+
+
+def two_patients(*, alike: bool) -> tuple[np.ndarray, sparse.csr_matrix, Origin]:
+    """Three sections of one patient, three of another, whose features mean the same or the opposite."""
+    rng = np.random.default_rng(13)
+    section = np.repeat(np.arange(6), 40)
+    patient = section // 3
+    features = rng.normal(size=(240, 30)).astype("f")
+    loadings = rng.normal(size=(2, 40))
+    sign = np.where((patient == 1) & (not alike), -1.0, 1.0)[:, None]
+    expression = sign * features[:, :2] @ loadings + 6 + 2 * rng.normal(size=(240, 40))
+    return features, sparse.csr_matrix(np.maximum(expression, 0).astype("f")), Origin(section, patient)
+
+
+def test_a_known_patient_is_predicted_by_his_own_sections_where_that_is_better() -> None:
+    features, expression, origin = two_patients(alike=False)
+    model, pooled = (Fusion(nn.Identity(), Shapes(30, 0, 40), FusionConfig(own=own)) for own in (True, False))
+    for one in (model, pooled):
+        one.solve(features, expression, origin)
+    assert set(model.known) == {"all", "0", "1"}
+    assert set(pooled.known) == {"all"}
+    truth = expression.toarray().astype(float)
+    for patient in (0, 1):
+        rows = origin.patient == patient
+        x = torch.from_numpy(features[rows])
+        reached = [
+            mean_pcc(m.eval().predict_known(x, patient).numpy().astype(float), truth[rows], origin.section[rows]).mean()
+            for m in (model, pooled)
+        ]
+        assert reached[0] > reached[1] + 0.2
+        # The level too is his own
+        own = np.mean([truth[origin.section == s].mean(axis=0) for s in np.unique(origin.section[rows])], axis=0)
+        np.testing.assert_allclose(model.known[str(patient)].get_buffer("intercept").numpy(), own, rtol=1e-5)
+    # A patient it does not know by number gets everybody's map
+    x = torch.from_numpy(features[:5])
+    assert torch.equal(model.predict_known(x, 7), pooled.predict_known(x, 0))
+
+
+def test_what_patients_share_is_learned_from_all() -> None:
+    features, expression, origin = two_patients(alike=True)
+    model = Fusion(nn.Identity(), Shapes(30, 0, 40), FusionConfig())
+    model.solve(features, expression, origin)
+    assert set(model.known) == {"all"}
+
+
+def test_own_maps_are_part_of_the_weights() -> None:
+    features, expression, origin = two_patients(alike=False)
+    model = Fusion(nn.Identity(), Shapes(30, 0, 40), FusionConfig())
+    model.solve(features, expression, origin)
+    other = Fusion(nn.Identity(), Shapes(30, 0, 40), FusionConfig())
+    other.load_state_dict(model.state_dict(), strict=True)
+    x = torch.from_numpy(features[:50])
+    for patient in (0, 1, 2):
+        assert torch.equal(model.eval().predict_known(x, patient), other.eval().predict_known(x, patient))
+
+
+@pytest.mark.parametrize(
+    ("section", "expression"),
+    [
+        (np.arange(120), np.random.default_rng(0).gamma(2.0, size=(120, 40))),  # one spot a section
+        (SECTION, np.zeros((120, 40))),
+        (SECTION, np.full((120, 40), 3.0)),
+        (SECTION, np.random.default_rng(0).gamma(2.0, size=(120, 1))),  # one gene
+        (SECTION, np.random.default_rng(0).gamma(2.0, size=(120, 2))),
+    ],
+)
+def test_data_without_variation_give_the_mean_and_no_traceback(section: np.ndarray, expression: np.ndarray) -> None:
+    features = np.random.default_rng(1).normal(size=(120, 8)).astype("f")
+    model = Fusion(nn.Identity(), Shapes(8, 0, expression.shape[1]), FusionConfig())
+    model.solve(features, sparse.csr_matrix(expression), Origin(section, np.zeros(120, dtype=int)))
+    x = torch.from_numpy(features)
+    found = model.eval().predict_expression(x).numpy(), model.predict_known(x, 0).numpy()
+    assert all(np.isfinite(f).all() for f in found)
+    if expression.shape[1] == 40:
+        for f in found:
+            np.testing.assert_allclose(f, np.broadcast_to(expression.mean(axis=0), f.shape), rtol=1e-4, atol=1e-6)

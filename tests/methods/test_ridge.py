@@ -71,7 +71,7 @@ def test_more_noise_asks_for_a_larger_penalty() -> None:
         features, expression, groups = planted(n=120, d=60, noise=noise)
         scores = features.astype(float) - features.mean(0)
         scores /= scores.std()
-        penalties.append(choose_penalty(scores, expression, groups))
+        penalties.append(choose_penalty(scores, expression, Origin(groups, np.zeros_like(groups))))
     assert penalties[0] < penalties[1]
 
 
@@ -102,3 +102,19 @@ def test_weights_survive_saving() -> None:
 def test_unknown_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="extra"):
         RidgeConfig(alpha=3)  # type: ignore[call-arg]
+
+
+def test_differences_between_a_patients_sections_have_no_vote() -> None:
+    """Two patients of two sections: one level of all genes a section, which the features of the section tell as well."""
+    rng = np.random.default_rng(4)
+    section = np.repeat(np.arange(4), 40)
+    origin = Origin(section, section // 2)
+    level = np.array([0.0, 6.0, 0.0, 6.0])[section][:, None]
+    scores = rng.normal(size=(160, 60))
+    program = scores[:, :1] @ rng.normal(size=(1, 30)) + 3 * rng.normal(size=(160, 30))
+    expression = sparse.csr_matrix(program + 20)
+    apart = sparse.csr_matrix(program + 20 + level)
+    scores_apart = scores.copy()
+    scores_apart[:, 1:2] += level
+    calm = choose_penalty(scores, expression, origin)
+    assert choose_penalty(scores_apart, apart, origin) >= calm / 10

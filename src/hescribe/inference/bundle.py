@@ -79,9 +79,13 @@ class Bundle:
 
     def knows_patient(self, patient_id: str) -> bool:
         """Whether image and expression of this patient were learned from; transcriptomes alone do not count."""
+        return self.patient_number(patient_id) is not None
+
+    def patient_number(self, patient_id: str) -> int | None:
+        """The patient's number in the training's `Origin`, where patients stand in the order of their first section."""
         unpaired = set(self.provenance.get("unpaired", ()))
-        known = {patient_key(p) for s, p in self.training_sections.items() if s not in unpaired}
-        return patient_key(patient_id) in known
+        known = dict.fromkeys(patient_key(p) for s, p in self.training_sections.items() if s not in unpaired)
+        return list(known).index(patient_key(patient_id)) if patient_key(patient_id) in known else None
 
     def trust_for(self, *, known_patient: bool) -> Trust | None:
         """How far predictions can be trusted, for a patient of the training sections or for a new one."""
@@ -99,24 +103,24 @@ class Bundle:
             genes[keys.EXPECTED_PCC], genes[keys.INTERVAL] = trust.expected_pcc, trust.interval
         return genes
 
-    def predictor(self, *, device: str = "cpu", use_cache: bool = True, known_patient: bool = False) -> TilePredictor:
+    def predictor(self, *, device: str = "cpu", use_cache: bool = True, patient: str = "") -> TilePredictor:
         """The bundle as a Predictor; methods may be bolder for a patient they have learned from."""
         return TilePredictor(
             self.encoder,
             self.extraction,
-            self._head(device, known_patient=known_patient),
+            self._head(device, patient),
             tuple(self.genes.index),
             device,
             use_cache,
         )
 
-    def _head(self, device: str, *, known_patient: bool) -> Head:
+    def _head(self, device: str, patient: str) -> Head:
         if isinstance(self.model, JointModel):
             if self.reference is None:
                 raise BundleError(f"method {self.method!r} retrieves, but the bundle has no reference")
             described_by = (self.encoder, self.extraction)
             return retrieval_head(self.model, self.reference, self.config, described_by, device=device)
-        return RegressionHead(self.model, device, known_patient)
+        return RegressionHead(self.model, device, self.patient_number(patient))
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the folder; it appears under its name when complete."""

@@ -36,7 +36,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
     tiles = section.tiles()
     known = bundle.knows_patient(section.patient_id)
-    predictor = bundle.predictor(device=device, use_cache=use_cache, known_patient=known)
+    predictor = bundle.predictor(device=device, use_cache=use_cache, patient=section.patient_id)
     described = predictor.describe(tiles)
     novelty = bundle.novelty.percentile(described.plain, described.colours)
     obs = pd.DataFrame({keys.NOVELTY: novelty}, index=pd.Index(section.adata.obs_names, name=None))

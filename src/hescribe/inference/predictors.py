@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -30,16 +31,23 @@ class Head(Protocol):
 
 @dataclass(frozen=True)
 class RegressionHead:
-    """Expression straight from a regression model, its tower removed."""
+    """Expression straight from a regression model, its tower removed.
+
+    Attributes
+    ----------
+    patient
+        Number of the patient in the training's `Origin`; None for a new one.
+    """
 
     model: RegressionModel
     device: str = "cpu"
-    known_patient: bool = False
+    patient: int | None = None
 
     def __call__(self, features: Features, tiles: TileSource | None = None) -> Expression:
         """(n, d) → (n, g); tiles are not looked at."""
-        if self.known_patient and isinstance(self.model, KnowsPatients):
-            return in_blocks(self.model.predict_known, self.model, features, self.device)
+        if self.patient is not None and isinstance(self.model, KnowsPatients):
+            known = partial(self.model.predict_known, patient=self.patient)
+            return in_blocks(known, self.model, features, self.device)
         return in_blocks(self.model.predict_expression, self.model, features, self.device)
 
 

@@ -11,7 +11,7 @@ from hescribe.methods.bleep import BLEEP
 from hescribe.methods.carhe.clip import CARHE_CLIP
 from hescribe.methods.carhe.model import CARHE
 from hescribe.methods.cmrcnet import CMRCNET
-from hescribe.methods.fusion import FUSION
+from hescribe.methods.fusion.model import FUSION
 
 METHODS: dict[str, Method] = {
     method.name: method

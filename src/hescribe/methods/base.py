@@ -227,8 +227,8 @@ class LearnsPrototypes(Protocol):
 class KnowsPatients(Protocol):
     """A regression that predicts otherwise for a patient it has learned from than for a new one."""
 
-    def predict_known(self, images: Tensor) -> Tensor:
-        """(n, …) images or features of a patient of the training sections → (n, g) expression."""
+    def predict_known(self, images: Tensor, patient: int) -> Tensor:
+        """(n, …) images or features of a patient, by his number in the training's `Origin` → (n, g) expression."""
         ...
 
 

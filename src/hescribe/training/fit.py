@@ -25,7 +25,7 @@ from torch import nn
 from hescribe import keys
 from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, TokenTower, describe_tiles
 from hescribe.encoders.extract import tile_stack
-from hescribe.errors import HescribeError
+from hescribe.errors import HescribeError, InputError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.predictors import Head, RegressionHead, in_blocks, retrieval_head
 from hescribe.io.store import write_atomically
@@ -90,12 +90,12 @@ class Fitted:
     epochs: int
     history: pd.DataFrame
 
-    def head(self, config: MethodConfig, extraction: Extraction, device: str, *, known_patient: bool) -> Head:
+    def head(self, config: MethodConfig, extraction: Extraction, device: str, *, patient: int | None) -> Head:
         """Features → expression."""
         if isinstance(self.model, JointModel):
             assert self.reference is not None  # noqa: S101 - a joint model is always fitted with one
             return retrieval_head(self.model, self.reference, config, (self.encoder, extraction), device=device)
-        return RegressionHead(self.model, device, known_patient)
+        return RegressionHead(self.model, device, patient)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,13 @@ class Fitter:
 
         sections = self.data.sections
         parts = processes.dealt(sections, describe) if reusable else [describe(s) for s in sections]
+        for section, part in zip(sections, parts, strict=True):
+            if not np.isfinite(part.full).all():
+                raise InputError(
+                    f"section {section.section_id!r}: the encoder gives features that are no finite numbers",
+                    path=self.encoder.name,
+                    fix="are its weights whole?",
+                )
         return Described(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def fit(

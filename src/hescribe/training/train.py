@@ -141,12 +141,16 @@ class _Judged:
 
 @dataclass(frozen=True)
 class _Fold:
-    """``known`` and ``new`` where the fold can tell: a patient left out whole cannot be a known one."""
+    """``known`` and ``new`` where the fold can tell: a patient left out whole cannot be a known one.
+
+    ``patients``: how many were left out, in whole or in part.
+    """
 
     fitted: Fitted
     novelty: npt.NDArray[np.float32]
     known: _Judged | None
     new: _Judged
+    patients: int
     name: str
 
 
@@ -182,7 +186,7 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
         data.expression[rows],
         data.section[rows],
         data.genes.index,
-        data.genes["detected"].to_numpy() >= fitter.config.min_detected,
+        np.asarray((data.expression[rows] > 0).mean(axis=0)).ravel() >= fitter.config.min_detected,
     )
     fitted = fitter.fit(rows, held, panel=panel, folder=folder)
     described = fitter.describe(fitted.encoder)
@@ -194,27 +198,28 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     known = new if stays else None
     if stays and fitter.config.method_row().knows_patients:  # others would only do the same work again
         known = _judge(fitter, fitted, described.full, held, known_patient=True)
-    return _Fold(fitted, novelty, known, new, names)
+    return _Fold(fitted, novelty, known, new, len(np.unique(patients[held])), names)
 
 
 def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
     data = fitter.data
-    predicted = _predict(fitter, fitted, features, held, known_patient=known_patient)
+    predicted = _predict(fitter, fitted, (features, held), known_patient=known_patient)
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
     return _Judged(np.abs(predicted - truth), pcc)
 
 
-def _predict(fitter: Fitter, fitted: Fitted, features: Features, rows: Rows, *, known_patient: bool) -> Expression:
+def _predict(fitter: Fitter, fitted: Fitted, described: tuple[Features, Rows], *, known_patient: bool) -> Expression:
     """Rows of the training data predicted, section by section, as a bundle would."""
-    data = fitter.data
-    head = fitted.head(fitter.method_config, fitter.extraction, fitter.device, known_patient=known_patient)
+    data, (features, rows) = fitter.data, described
     predicted = np.empty((len(rows), len(data.genes)), dtype=np.float32)
     for number in np.unique(data.section[rows]):
         own = np.flatnonzero(data.section == number)
         here = data.section[rows] == number
         tiles = SomeTiles(data.sections[number].tiles(), np.searchsorted(own, rows[here]))
+        patient = int(data.origin.patient[own[0]]) if known_patient else None
+        head = fitted.head(fitter.method_config, fitter.extraction, fitter.device, patient=patient)
         # Genes that were transferred stand behind the others and have no truth
         predicted[here] = head(features[rows[here]], tiles)[:, : len(data.genes)]
     return predicted
@@ -283,12 +288,13 @@ def _extended(trust: Trust | None, n_genes: int) -> Trust | None:
 
 def _trusts_of_measured(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
     staying = [(f.known, f.novelty) for f in folds if f.known is not None]
-    leaving = [(f.new, f.novelty) for f in folds if f.known is None]
+    strangers = [f for f in folds if f.known is None]
     known = _trust(staying) if staying else None
-    if leaving or not folds:
-        return (_trust(leaving) if leaving else None), known
-    # One patient: how it would go with another can be said only with what is known of patients in general
-    return _trust([(f.new, f.novelty) for f in folds]).for_another_patient(mean), known
+    if not folds:
+        return None, known
+    # A few patients, and still more a single one, hardly tell how much patients differ
+    new = _trust([(f.new, f.novelty) for f in strangers or folds])
+    return new.for_another_patient(mean, patients=sum(f.patients for f in strangers) or 1), known
 
 
 def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]]) -> Trust:

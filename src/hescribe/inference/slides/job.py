@@ -205,7 +205,7 @@ class SlideJob:
             sweep = self._sweep(cells, further, (1.0,))
             beside = Beside(encode(sweep=sweep, stage="beside")[0] if len(further) else None, which)
         described = describe_slide(work, features, beside, how.context, centres=centres, mpp=self.mpp)
-        head = bundle.predictor(device=self.devices[0], use_cache=False, known_patient=self.known_patient).head
+        head = bundle.predictor(device=self.devices[0], use_cache=False, patient=self.options.patient).head
         # For heads that look at the tiles once more
         tiles = SlideTiles(self.path, centres, mpp=self.mpp, slide_id=self.path.stem)
         table = express_slide(work, described, head, tiles, bundle=bundle, genes=self.genes, dtype=self.options.dtype)

@@ -89,7 +89,7 @@ class Ridge(RegressionModel):
         scores = standard @ axes
         penalty = self.config.penalty
         if penalty == "auto":
-            penalty = choose_penalty(scores, expression, origin.group)
+            penalty = choose_penalty(scores, expression, origin)
         elif penalty == "hest":
             # Theirs is on components as they are, ours on components divided by the first one's spread, n times
             penalty = 100 / (axes.shape[1] * expression.shape[1]) * np.square(axes).sum(axis=0)[0] / len(features)
@@ -136,28 +136,34 @@ def solve_ridge(
     return [vectors @ (rotated / (np.maximum(values, 0) + p * n)[:, None]) for p in penalties]
 
 
-def choose_penalty(
-    scores: npt.NDArray[np.float64], expression: SparseExpression, groups: npt.NDArray[np.intp]
-) -> float:
-    """The penalty with the highest mean correlation per gene within the groups left out.
+def choose_penalty(scores: npt.NDArray[np.float64], expression: SparseExpression, origin: Origin) -> float:
+    """The penalty with the highest mean correlation per gene within the sections left out.
 
-    Only the thousand most variable genes vote: the rest is mostly counting noise.
+    Patients are left out whole, or sections, where there is one patient. A patient counts once, and no correlation is
+    over several sections: that would measure how they differ. Only the thousand most variable genes vote: the rest is
+    mostly counting noise.
     """
     voters = _most_variable(expression, 1000)
     subset = sparse.csc_matrix(expression)[:, voters].tocsr()
     totals = np.zeros(len(_PENALTIES))
-    for group in np.unique(groups):
-        inside = groups == group
-        if inside.all() or inside.sum() < 3:
+    for group in np.unique(origin.group):
+        inside = origin.group == group
+        sections = [origin.section == s for s in np.unique(origin.section[inside])]
+        sections = [s for s in sections if s.sum() >= 3]
+        if inside.all() or not sections:
             continue
-        truth = subset[inside].toarray().astype(np.float64)
-        truth -= truth.mean(axis=0)
-        test = scores[inside] - scores[inside].mean(axis=0)
-        for i, coefficients in enumerate(solve_ridge(scores[~inside], subset[~inside], _PENALTIES)):
-            predicted = test @ coefficients
-            norm = np.linalg.norm(predicted, axis=0) * np.linalg.norm(truth, axis=0)
-            totals[i] += np.mean((predicted * truth).sum(axis=0) / np.maximum(norm, 1e-12))
+        fitted = solve_ridge(scores[~inside], subset[~inside], _PENALTIES)
+        for section in sections:
+            truth = subset[section].toarray().astype(np.float64)
+            totals += [_mean_correlation(scores[section] @ c, truth) / len(sections) for c in fitted]
     return _PENALTIES[int(totals.argmax())] if totals.any() else 0.01
+
+
+def _mean_correlation(predicted: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> float:
+    """Over genes, across the spots of one section."""
+    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
+    norm = np.linalg.norm(p, axis=0) * np.linalg.norm(t, axis=0)
+    return float(np.mean((p * t).sum(axis=0) / np.maximum(norm, 1e-12)))
 
 
 def _most_variable(expression: SparseExpression, count: int) -> npt.NDArray[np.intp]:
