@@ -90,7 +90,9 @@ def _lead(methods: pd.DataFrame) -> str:
 def _cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     methods, comparisons, out = tables["methods"], tables["comparisons"], []
     if absent := [c for c in CONTROLS if c not in set(methods["method"])]:
-        out.append(f"{listed(absent)} was not run: no method can be called better here.")
+        out.append(
+            f"{listed(absent)} {'was' if len(absent) == 1 else 'were'} not run: no method can be called better here."
+        )
     if methods["same_patient"].astype(bool).any():
         names = listed(dict.fromkeys(methods.loc[methods["same_patient"].astype(bool), "protocol"]))
         out.append(
