@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from hescribe.errors import InputError
+from hescribe.plots.genes import need_columns
 from hescribe.plots.style import EXPRESSION_COLOURS, MUTED, add_grid, styled
 
 _COLUMNS = 3
@@ -38,8 +39,7 @@ def genes_against_control(table: pd.DataFrame, control: str, *, methods: Sequenc
         A column is missing, or there is no method besides the control.
     """
     shown = list(methods) or [str(c) for c in table if c not in (control, "ceiling")]
-    if missing := [c for c in (control, *shown) if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
+    need_columns(table, (control, *shown))
     if not shown:
         raise InputError(f"there is no method to compare with {control!r}")
     columns = min(_COLUMNS, len(shown))
@@ -50,7 +50,8 @@ def genes_against_control(table: pd.DataFrame, control: str, *, methods: Sequenc
     low = float(min(-0.1, np.nanmin(values.to_numpy(dtype=np.float64), initial=0)))
     high = float(np.nanmax(values.to_numpy(dtype=np.float64), initial=0.2))
     margin = 0.03 * (high - low)
-    for where, name in zip(axes, shown, strict=False):
+    for i, (where, name) in enumerate(zip(axes, shown, strict=False)):
+        where.tick_params(labelbottom=i + columns >= len(shown))  # also above an empty place
         _draw(where, table, control, name)
         where.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
         where.set_title(name, fontsize=9)

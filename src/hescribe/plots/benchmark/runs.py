@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from hescribe.errors import InputError
-from hescribe.plots.genes import SET_NAMES
+from hescribe.plots.genes import SET_NAMES, need_columns, sets_in
 from hescribe.plots.style import CEILING, CYCLE, MUTED, add_grid, styled
 
 #: figure → title, value where nothing is lost
@@ -35,8 +35,7 @@ def structure_comparison(table: pd.DataFrame) -> Figure:
     InputError
         A column is missing, or there is no method.
     """
-    if missing := [c for c in ("method", *_STRUCTURE) if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
+    need_columns(table, ("method", *_STRUCTURE))
     if table.empty:
         raise InputError("there is no method to draw")
     figure = Figure(figsize=(9.4, 0.9 + 0.3 * len(table)), layout="constrained")
@@ -73,12 +72,8 @@ def learning_curves(table: pd.DataFrame, *, sets: tuple[str, ...] = ("heg50", "h
     InputError
         Columns are missing, or none of the sets is there.
     """
-    needed = ("method", "training_spots", "set", "pcc", "pcc_low", "pcc_high")
-    if missing := [c for c in needed if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
-    shown = [s for s in sets if (table["set"] == s).any()]
-    if not shown:
-        raise InputError(f"none of the sets {', '.join(sets)} is in the table")
+    need_columns(table, ("method", "training_spots", "set", "pcc", "pcc_low", "pcc_high"))
+    shown = sets_in(table, sets)
     figure = Figure(figsize=(0.8 + 3.0 * len(shown), 3.4), layout="constrained")
     axes = np.atleast_1d(np.asarray(figure.subplots(1, len(shown), sharey=True)))
     for where, name in zip(axes, shown, strict=True):
