@@ -110,9 +110,11 @@ class Section:
         path = self.image or self.row.expression
         assert path is not None  # noqa: S101 - the manifest refuses rows without both
         pitch = mpp_from_pitch(self.row, self.adata) if self.has_expression else None
-        metadata = self._hest_mpp() if self._patches else (self.slide.mpp if self.image else None)
-        if metadata is None and self.has_expression and technology_of(self.row) == "hest":
-            metadata = self._hest_mpp()
+        # HEST-1k cuts its tiles by the scale it has estimated, not by the one embedded in the image
+        hest = self._patches or (self.has_expression and technology_of(self.row) == "hest")
+        metadata = self._hest_mpp() if hest else None
+        if metadata is None and self.image and not self._patches:
+            metadata = self.slide.mpp
         return resolve_mpp(metadata=metadata, pitch=pitch, manifest=self.row.mpp, path=path)
 
     def _hest_mpp(self) -> Mpp | None:

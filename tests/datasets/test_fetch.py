@@ -2,12 +2,7 @@
 
 import hashlib
 import importlib
-import threading
 import warnings
-import zipfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,27 +11,6 @@ from hescribe.datasets import Dataset, RemoteFile, fetch, list_datasets
 from hescribe.datasets.fetch import MARKER
 from hescribe.datasets.registry import DATASETS
 from hescribe.errors import HescribeWarning, InputError
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Nothing: tests are quiet."""
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A local host and the folder it serves, with ``data.zip``."""
-    served = tmp_path / "served"
-    served.mkdir()
-    with zipfile.ZipFile(served / "data.zip", "w") as archive:
-        archive.writestr("inside/a.txt", "counts")
-    host = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
-    thread = threading.Thread(target=partial(host.serve_forever, poll_interval=0.01), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{host.server_port}", served
-    host.shutdown()
-    host.server_close()
-    thread.join()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 Archive = Literal["zip", "tar"]
 
@@ -49,6 +50,8 @@ class Dataset:
 
 _HER2ST = "Andersson et al., Nature Communications 12:6012 (2021)"
 _LIVER = "GEO GSE240429; as used by Xie et al., NeurIPS 2023 (BLEEP)"
+_SKIN = "Ji et al., Cell 182:497 (2020)"
+_GEO = "https://www.ncbi.nlm.nih.gov/geo/download/"
 _ENCRYPTED = "the zip files are encrypted; the password stands on the record's page (zenodo.org/records/4751624)"
 
 
@@ -62,8 +65,13 @@ def _github(repository: str, commit: str) -> tuple[RemoteFile, ...]:
 
 
 def _geo(accession: str) -> tuple[RemoteFile, ...]:
-    url = f"https://www.ncbi.nlm.nih.gov/geo/download/?acc={accession}&format=file"
-    return (RemoteFile(f"{accession}_RAW.tar", url, unpack="tar"),)
+    """Everything of a series, in one archive."""
+    return (RemoteFile(f"{accession}_RAW.tar", f"{_GEO}?acc={accession}&format=file", unpack="tar"),)
+
+
+def _geo_files(*names: str) -> tuple[RemoteFile, ...]:
+    """Single files of samples; a file's name begins with its sample's accession."""
+    return tuple(RemoteFile(n, f"{_GEO}?acc={n.split('_')[0]}&format=file&file={quote(n)}") for n in names)
 
 
 # fmt: off
@@ -71,7 +79,9 @@ _TABLE = (
     Dataset("synthetic", "3 patients × 2 Visium sections made here, truth known", "60 MB", "Apache-2.0", "hescribe"),
     Dataset("her2st", "HER2+ breast tumours, 8 patients, 36 ST sections", "unknown", "not stated", _HER2ST, _github("almaan/her2st", "85df7411b987a7dec3feff9718b869a7a82091ec")),
     Dataset("her2st-zenodo", "the same from Zenodo, encrypted archives", "0.6 GB", "CC-BY-4.0", _HER2ST, _zenodo(4751624, "count-matrices.zip", "images.zip", "spot-selections.zip", "meta.zip"), _ENCRYPTED),
-    Dataset("human-liver", "human liver, 1 donor, 4 consecutive Visium sections", "unknown", "not stated", _LIVER, _geo("GSE240429")),
+    # The series' archive has the fourth image cut short: images come from the samples' own pages
+    Dataset("human-liver", "human liver, 1 donor, 4 consecutive Visium sections", "6 GB", "not stated", _LIVER, (*_github("bowang-lab/BLEEP", "23959670c7407510c1716a173184bdcc18833a35"), *_geo_files("GSM7697868_GEX_C73_A1_Merged.tiff.gz", "GSM7697869_GEX_C73_B1_Merged.tiff.gz", "GSM7697870_GEX_C73_C1_Merged.tiff.gz", "GSM7697871_GEX_C73_D1_Merged.tiff.gz"))),
+    Dataset("cscc", "cutaneous squamous cell carcinoma, 4 patients, 12 ST sections", "unknown", "not stated", _SKIN, _geo("GSE144240")),
 )
 # fmt: on
 
