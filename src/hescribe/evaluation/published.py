@@ -19,7 +19,7 @@ def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> t
     methods
         Ours: ``method``, ``encoder``, ``protocol``, maybe ``seed``, ``set``, ``pcc``, ``pcc_low``, ``pcc_high``.
     published
-        ``method`` and ``set`` (names as ours), ``figure`` (which figure or table of the source), ``pcc``,
+        ``method`` and ``set`` (names as ours), ``figure`` (what the source calls it), ``pcc``,
         ``protocol``, ``source``, ``comparable`` (the protocol is ours) and ``differs`` (else how it is not).
 
     Returns

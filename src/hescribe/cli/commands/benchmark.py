@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hescribe.cli import options as o
 from hescribe.cli.config import write_resolved
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def benchmark(
@@ -71,7 +74,7 @@ def benchmark(
     result.check()
 
 
-def _published(recipe: str) -> Any:
+def _published(recipe: str) -> pd.DataFrame | None:
     """What the literature reports on a recipe's data."""
     if not recipe:
         return None

@@ -30,7 +30,7 @@ _HEADINGS = {
     "cell_type": "Cell type",
     "set": "Genes",
     "source": "Source",
-    "figure": "Where",
+    "figure": "Named there",
     "differs": "How the protocol differs",
     "published_protocol": "Its protocol",
     "published_pcc": "Published PCC",
