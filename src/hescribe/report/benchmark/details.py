@@ -43,6 +43,24 @@ _COST_TEXT = (
 )
 
 
+_TIME = {
+    "encoding_seconds": "Encoding (s)",
+    "training_seconds": "Training (s)",
+    "prediction_seconds": "Prediction (s)",
+    "training_memory_mb": "Peak memory (MB)",
+    "memory_before_mb": "… at the start (MB)",
+    "training_gpu_mb": "Peak GPU (MB)",
+}
+_SIZES = {
+    "training_spots": "Training spots",
+    "trainable_parameters": "Trainable",
+    "model_numbers": "Model",
+    "encoder_parameters": "Encoder",
+    "reference_spots": "Reference",
+    "bundle_mb": "Bundle (MB)",
+}
+
+
 def genes(table: pd.DataFrame, methods: pd.DataFrame) -> Chapter | None:
     """Each gene under each method against the best control."""
     plates, short = [], short_encoders(table["encoder"])
@@ -117,7 +135,8 @@ def learning_curve(table: pd.DataFrame) -> Chapter | None:
         plates.append(Plate(figure, f"learning_curve_{where}", alt, caption, vector=True))
     rows = []
     for told, part in runs_of(table, "method", "share"):
-        row = {**told, "training_spots": round(float(part["training_spots"].iloc[0]))}
+        row = {c: told[c] for c in ("method", *keys_of(table), "share")}
+        row |= {"training_spots": round(float(part["training_spots"].iloc[0]))}
         for name in ("heg50", "hvg50", "all"):
             own = part[part["set"] == name]
             if len(own):
@@ -144,24 +163,13 @@ def cost(table: pd.DataFrame) -> Chapter:
     """Seconds, memory, parameters."""
     whole = table[table["share"] == 1]
     labels = ["method", *keys_of(whole)]
-    names = {
-        "training_spots": "Training spots",
-        "encoding_seconds": "Encoding (s)",
-        "training_seconds": "Training (s)",
-        "prediction_seconds": "Prediction (s)",
-        "training_memory_mb": "Peak memory (MB)",
-        "memory_before_mb": "… at the start (MB)",
-        "training_gpu_mb": "Peak GPU (MB)",
-        "trainable_parameters": "Trainable",
-        "model_numbers": "Model",
-        "encoder_parameters": "Encoder",
-        "reference_spots": "Reference",
-        "bundle_mb": "Bundle (MB)",
-    }
-    means = whole.groupby(labels, sort=False)[[c for c in names if c in whole]].mean()
-    known = means.dropna(axis=1, how="all")
-    shown = known.apply(lambda column: column.map(_amount)).reset_index()
-    return Chapter("Cost", [_COST_TEXT], tables=[("A training", headed(shown.rename(columns=names)))])
+    tables = []
+    for caption, names in (("Time and memory of a split", _TIME), ("Sizes", _SIZES)):
+        means = whole.groupby(labels, sort=False)[[c for c in names if c in whole]].mean()
+        known = means.dropna(axis=1, how="all")
+        shown = known.apply(lambda column: column.map(_amount)).reset_index()
+        tables.append((caption, headed(shown.rename(columns=names))))
+    return Chapter("Cost", [_COST_TEXT], tables=tables)
 
 
 def _amount(value: float) -> str:

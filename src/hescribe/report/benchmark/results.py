@@ -54,7 +54,8 @@ def _wide(methods: pd.DataFrame) -> pd.DataFrame:
                 reached = interval(one["pcc"], one["pcc_low"], one["pcc_high"])
                 row[f"{SHORT[name]} / ceiling"] = f"{reached} / {three(one['ceiling'])}"
         rows.append(row)
-    return pd.DataFrame(rows).fillna("–")
+    table = pd.DataFrame(rows).fillna("–")
+    return table if len(set(table["n_sections"])) > 1 else table.drop(columns="n_sections")  # the first line says it
 
 
 def paired(methods: pd.DataFrame, comparisons: pd.DataFrame) -> Chapter | None:
