@@ -174,7 +174,7 @@ def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: s
     Returns
     -------
     tuple of Run
-        Runs that were asked for before, and are not now.
+        All that were ever asked for, the earliest first.
 
     Raises
     ------
@@ -191,20 +191,19 @@ def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: s
         "recipe": recipe,
         "encoders": identities,
         "protocols": {name: [_plain(s) for s in splits] for name, splits in plan.splits.items()},
-        "runs": [list(run) for run in plan.runs],
     }
     record = folder / RECORD
     before = _read(record) if record.is_file() else {}
-    earlier = [Run(*run) for run in before.get("runs", [])]
+    runs = tuple(dict.fromkeys([*(Run(*run) for run in before.get("runs", [])), *plan.runs]))
     if before:
         _check_same(before, facts, folder)
         for name in ("encoders", "protocols"):
             facts[name] = {**before[name], **facts[name]}
         facts["recipe"] = recipe or before["recipe"]
-        facts["runs"] = [list(run) for run in dict.fromkeys([*earlier, *plan.runs])]
+    facts["runs"] = [list(run) for run in runs]
     with write_atomically(record) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return tuple(run for run in earlier if run not in plan.runs)
+    return runs
 
 
 def _plain(split: Split) -> Any:

@@ -145,9 +145,10 @@ def benchmark(
         shares=learning_curve,
         allow_same_patient=allow_same_patient,
     )
-    earlier = remember(folder, plan, sections, recipe=recipe)
+    asked = remember(folder, plan, sections, recipe=recipe)
     made, failed, first = _execute(plan, sections, folder, genes)
-    finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made])
+    earlier = [run for run in asked if run not in plan.runs]
+    finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked)
     if first is not None and not any(f.run.share == 1 for f in finished):
         raise first
     tables = make_tables(finished, pd.DataFrame(failed), published)
@@ -205,9 +206,9 @@ def _earlier(
     return out
 
 
-def _in_order(finished: list[Finished]) -> list[Finished]:
-    """Protocol by protocol and encoder by encoder, each method's runs as they were first asked for."""
-    ranks = [list(dict.fromkeys(f.run[i] for f in finished)) for i in range(3)]
+def _in_order(finished: list[Finished], asked: Sequence[Run]) -> list[Finished]:
+    """Protocol by protocol and encoder by encoder, each in the order in which they were first asked for."""
+    ranks = [list(dict.fromkeys(run[i] for run in asked)) for i in range(3)]
     return sorted(
         finished,
         key=lambda f: (
