@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
@@ -16,7 +17,7 @@ from hescribe.errors import InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
-from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, patch_barcodes, patch_mpp
+from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
 from hescribe.types import Mpp
 
 
@@ -131,7 +132,7 @@ class Section:
             # Patches are all at one scale, whatever the slide's; only distances between spots need the slide's own
             return patch_mpp(self._patches, list(self.adata.obs_names), centres) or HEST_MPP
 
-    def tiles(self) -> SlideTiles | PatchTiles:
+    def tiles(self) -> SlideTiles | PatchTiles | SomeTiles:
         """Tiles centred on the spots, in the order of ``adata.obs_names``.
 
         Raises
@@ -155,6 +156,51 @@ class Section:
             return None
         image = self.slide.thumbnail(max_px)
         return image, self.slide.width / image.shape[1]
+
+    def unread(self) -> Section:
+        """The same section with nothing read yet, to be handed to another process."""
+        return Section(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class SomeSpots(Section):
+    """A section of which only some spots were measured, as far as anybody is told.
+
+    The image stays whole, and so do µm per pixel, which are told by the distance of *all* spots.
+
+    Attributes
+    ----------
+    whole
+        The section.
+    rows
+        Which of its spots, in rising order.
+    """
+
+    whole: Section
+    rows: npt.NDArray[np.intp]
+
+    @cached_property
+    def adata(self) -> ad.AnnData:
+        """Raw counts of these spots."""
+        return self.whole.adata[self.rows].copy()
+
+    @cached_property
+    def slide(self) -> Slide:
+        """The open image."""
+        return self.whole.slide
+
+    @cached_property
+    def mpp(self) -> Mpp:
+        """µm per full-resolution pixel, of the whole section."""
+        return self.whole.mpp
+
+    def tiles(self) -> SomeTiles:
+        """Tiles centred on these spots."""
+        return SomeTiles(self.whole.tiles(), self.rows)
+
+    def unread(self) -> Section:
+        """The same spots of the same section with nothing read yet."""
+        return SomeSpots(self.row, self.whole.unread(), self.rows)
 
 
 def read_sections(manifest: str | Path) -> list[Section]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import inspect
 import json
 import shutil
 import tomllib
@@ -14,10 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hescribe.cli.commands.benchmark import benchmark
 from hescribe.cli.main import run
 from hescribe.datasets import fetch
-from hescribe.datasets.recipes import find_recipe, list_recipes, prepare
+from hescribe.datasets.recipes import find_recipe, list_recipes, prepare, published_figures
 from hescribe.datasets.recipes.prepare import NEED_SLIDES
 from hescribe.datasets.registry import DATASETS
 from hescribe.errors import InputError, OutputError
@@ -307,8 +305,6 @@ def test_from_download_to_a_judged_prediction(
     assert scores["sets"]["marker"]["pcc"] > 0.8
     assert scores["sets"]["panel"]["n_genes"] == 10
     config = data / "benchmark.toml"
-    if "recipe" not in inspect.signature(benchmark).parameters:
-        config.write_text("".join(line for line in config.open() if not line.startswith("recipe")))
     command(
         monkeypatch, "benchmark", data, "--config", config, "-o", tmp_path / "results",
         "--methods", "mean,ridge-hest", "--encoder", "stain", "--device", "cpu",
@@ -316,6 +312,12 @@ def test_from_download_to_a_judged_prediction(
     table = pd.read_csv(tmp_path / "results" / "methods.csv").set_index(["method", "set"])
     assert table.loc[("ridge-hest", "panel"), "n_sections"] == 2
     assert table.loc[("ridge-hest", "panel"), "pcc"] > table.loc[("mean", "panel"), "pcc"] + 0.1
+    # What is published of the task stands apart, with how its protocol differs
+    assert json.loads((tmp_path / "results" / "benchmark.json").read_text())["recipe"] == "hest-skcm"
+    apart = pd.read_csv(tmp_path / "results" / "published_elsewhere.csv")
+    assert len(apart) == len(published_figures("hest-skcm"))
+    assert apart["differs"].str.len().min() > 0
+    assert not (tmp_path / "results" / "published.csv").exists()
 
 
 def test_the_list_names_every_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

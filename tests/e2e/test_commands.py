@@ -290,19 +290,23 @@ def test_nothing_is_overwritten_unasked(cli: Cli, st: Path, tmp_path: Path) -> N
 
 
 def test_benchmark(cli: Cli, manifest: Path, tmp_path: Path) -> None:
-    arguments = ["benchmark", manifest, "--methods", "mean,knn,ridge", "--encoder", "stain", "--inner-folds", "0"]
-    code, _, err = cli(*arguments, "-o", tmp_path / "b")
+    (tmp_path / "run.toml").write_text('methods = ["mean", "ridge"]\nencoder = ["stain"]\ninner_folds = 0\nseed = 0\n')
+    arguments = ["benchmark", manifest, "--config", tmp_path / "run.toml"]
+    code, out, err = cli(*arguments, "-o", tmp_path / "b")
     assert code == 0, err
+    assert str(tmp_path / "b" / "index.html") in out
     table = pd.read_csv(tmp_path / "b" / "methods.csv").set_index(["method", "set"])
     assert table.loc[("mean", "heg50"), "pcc"] == 0
     assert table.loc[("ridge", "heg50"), "pcc"] > 0.2
     assert table.loc[("ridge", "heg50"), "n_sections"] == 3
-    again = pd.read_csv(tmp_path / "b" / "comparisons.csv")
-    assert set(again["set"]) >= {"heg50", "hvg50", "all"}
-    # Continuing a finished benchmark trains nothing and gives the same table
-    assert cli(*arguments, "-o", tmp_path / "b")[0] == 0
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "b" / "methods.csv").set_index(["method", "set"]), table)
-    assert "other settings" in cli.refuses(*arguments, "--tile-um", "60", "-o", tmp_path / "b")
+    assert set(pd.read_csv(tmp_path / "b" / "comparisons.csv")["set"]) >= {"heg50", "hvg50", "all"}
+    assert yaml.safe_load((tmp_path / "b.config.yaml").read_text())["methods"] == "mean,ridge"
+    given = [*arguments, "-o", tmp_path / "b"]
+    assert "other settings" in cli.refuses(*given, "--tile-um", "60")
+    assert "'half' is not a number" in cli.refuses(*given, "--learning-curve", "0.1,half")
+    assert "'1.5' is not a whole number" in cli.refuses(*given, "--seed", "0,1.5")
+    assert "unknown protocol 'magic'" in cli.refuses(*given, "--protocol", "leave-one-patient-out,magic")
+    assert "unknown method 'magic'" in cli.refuses(*given, "--methods", "ridge,magic")
 
 
 def test_doctor_and_lists(cli: Cli) -> None:

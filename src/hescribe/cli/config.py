@@ -50,9 +50,11 @@ def load_config(context: typer.Context, value: Path | None) -> Path | None:
 
 
 def _as_default(parameter: Any, value: Any) -> Any:
-    """Method settings may be a nested table in the file; on the command line they are ``a.b=value``."""
+    """What is one text on the command line may be a list or, for settings of a method, a nested table in the file."""
     if parameter.name == "option" and isinstance(value, dict):
         return [f"{k}={v}" for k, v in _flatten(value)]
+    if isinstance(value, list) and not parameter.multiple and parameter.nargs == 1:
+        return ",".join(map(str, value))
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,6 +11,8 @@ from hescribe.cli.config import load_config
 
 if TYPE_CHECKING:
     from hescribe.sections import Section
+
+Number = TypeVar("Number", int, float)
 
 Sections = Annotated[Path, typer.Argument(help="Manifest of sections (CSV or Parquet), or a folder with sections.csv.")]
 SectionsOption = Annotated[Path, typer.Option("--sections", help="Manifest of sections.")]
@@ -40,6 +42,26 @@ MethodSettings = Annotated[
 def split_list(text: str | None) -> list[str]:
     """``"A, B"`` → ``["A", "B"]``."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def split_numbers(text: str, kind: type[Number], option: str) -> list[Number]:
+    """``"1, 2"`` → ``[1, 2]``.
+
+    Raises
+    ------
+    InputError
+        Names the option and what is no number.
+    """
+    from hescribe.errors import InputError
+
+    out = []
+    for part in split_list(text):
+        try:
+            out.append(kind(part))
+        except ValueError as error:
+            what = "a whole number" if kind is int else "a number"
+            raise InputError(f"{part!r} is not {what}", path=option, fix="numbers with commas") from error
+    return out
 
 
 def choose_sections(manifest: Path, *, only: str | None, without: str | None) -> list[Section]:

@@ -14,6 +14,7 @@ from hescribe.encoders.extract import Extraction, extract_features
 from hescribe.encoders.record import Encoder
 from hescribe.encoders.stain import load_colours
 from hescribe.predictor import TileSource
+from hescribe.slides.tiles import SomeTiles
 from hescribe.types import Centres, Context, Features, Microns
 
 _REACH = 3.0  #: standard deviations beyond which a neighbour's weight is taken as none
@@ -42,8 +43,12 @@ def describe_tiles(
 ) -> Described:
     """Features of every tile of a slide, and of its surroundings as ``how.context`` says.
 
-    The features at each scale are kept in the cache by themselves, so methods share them.
+    The features at each scale are kept in the cache by themselves, so methods share them. Some tiles of a slide are
+    described as they stand among all of it.
     """
+    if isinstance(tiles, SomeTiles):
+        among = describe_tiles(tiles.whole, encoder, how, device=device, use_cache=use_cache)
+        return Described(*(part[tiles.rows] for part in among))
     context = how.context
     scales = [
         extract_features(tiles, encoder, replace(how, tile_um=how.tile_um * scale), device=device, use_cache=use_cache)

@@ -1,5 +1,7 @@
 """Figures from AnnData and tables, public as ``hescribe.pl``; each function returns a matplotlib ``Figure``."""
 
+from hescribe.plots.benchmark.genes import genes_against_control
+from hescribe.plots.benchmark.runs import learning_curves, structure_comparison
 from hescribe.plots.folds import method_comparison, training_curves
 from hescribe.plots.genes import gene_gene_correlation, mean_and_variance, pcc_distribution
 from hescribe.plots.ground import Thumbnail
@@ -16,8 +18,10 @@ __all__ = [
     "calibration",
     "gene_gene_correlation",
     "gene_map",
+    "genes_against_control",
     "hazard_ratios",
     "kaplan_meier",
+    "learning_curves",
     "mean_and_variance",
     "measured_and_predicted",
     "method_comparison",
@@ -29,6 +33,7 @@ __all__ = [
     "save_figure",
     "slide_map",
     "stacked_sections",
+    "structure_comparison",
     "tls_map",
     "training_curves",
 ]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hescribe.errors import InputError
-from hescribe.plots.genes import SET_NAMES
+from hescribe.plots.genes import SET_NAMES, need_columns, sets_in
 from hescribe.plots.style import CEILING, CYCLE, MUTED, add_grid, styled
 
 _FINAL = "all sections"  #: the fold that became the bundle
@@ -100,11 +100,8 @@ def method_comparison(table: pd.DataFrame, *, sets: tuple[str, ...] = ("all", "h
     InputError
         Columns are missing, or none of the sets is there.
     """
-    if missing := [c for c in ("method", "set", "pcc") if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
-    shown = [s for s in sets if (table["set"] == s).any()]
-    if not shown:
-        raise InputError(f"none of the sets {', '.join(sets)} is in the table")
+    need_columns(table, ("method", "set", "pcc"))
+    shown = sets_in(table, sets)
     first = table[table["set"] == shown[0]]
     methods = list(first.sort_values("pcc")["method"]) + sorted(set(table["method"]) - set(first["method"]))
     figure = Figure(figsize=(1.2 + 2.5 * len(shown), 0.9 + 0.32 * len(methods)), layout="constrained")

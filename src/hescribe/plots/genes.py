@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import anndata as ad
@@ -31,6 +32,20 @@ SET_NAMES = {
 }
 _KINDS = {"pcc": ("Prediction", PREDICTED), "expected_pcc": ("Expected", PREDICTED), "ceiling": ("Ceiling", CEILING)}
 _BIN = 0.04
+
+
+def need_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
+    """Refuse a table that lacks a column; says which, and which there are."""
+    if missing := [c for c in names if c not in table]:
+        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
+
+
+def sets_in(table: pd.DataFrame, sets: Sequence[str]) -> list[str]:
+    """Those of some gene sets that a long table has, in the order given; refuses a table that has none."""
+    shown = [s for s in sets if (table["set"] == s).any()]
+    if not shown:
+        raise InputError(f"none of the sets {', '.join(sets)} is in the table")
+    return shown
 
 
 @styled

@@ -98,6 +98,13 @@ class Fitted:
         return RegressionHead(self.model, device, patient)
 
 
+def extraction_of(config: TrainConfig, method_config: MethodConfig) -> Extraction:
+    """How a run's features are computed."""
+    context = getattr(method_config, "context", Context())
+    views = config.views or config.method_row().views
+    return Extraction(config.tile_um, views, config.extraction_batch, config.precision, context)
+
+
 @dataclass(frozen=True)
 class Fitter:
     """What stays the same over all fits of a run.
@@ -132,10 +139,7 @@ class Fitter:
     @property
     def extraction(self) -> Extraction:
         """How features are computed."""
-        c = self.config
-        context = getattr(self.method_config, "context", Context())
-        views = c.views or c.method_row().views
-        return Extraction(c.tile_um, views, c.extraction_batch, c.precision, context)
+        return extraction_of(self.config, self.method_config)
 
     def describe(self, encoder: Encoder) -> Described:
         """Features of all training spots; kept on disk only for an encoder that others will use too."""

@@ -70,7 +70,7 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     try:
         if processes.must_start(config):
             # Read again from their files by each process
-            arguments = ([Section(s.row) for s in sections], config, output, device)
+            arguments = ([s.unread() for s in sections], config, output, device)
             processes.start(_train_here, arguments, count=config.devices, device=device)
         else:
             processes.join(config, device)

@@ -1,0 +1,73 @@
+"""Figures of the literature beside ours, where the protocol is the same, and apart from them where it differs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from hescribe.errors import InputError
+from hescribe.evaluation.splits import PROTOCOLS
+
+COLUMNS = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
+
+
+def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Published figures, split into those that can be compared with ours and those that cannot.
+
+    Parameters
+    ----------
+    methods
+        Ours: ``method``, ``encoder``, ``protocol``, maybe ``seed``, ``set``, ``pcc``, ``pcc_low``, ``pcc_high``.
+    published
+        ``method`` and ``set`` (names as ours), ``figure`` (what the source calls it), ``pcc``,
+        ``protocol``, ``source``, ``comparable`` (the protocol is ours) and ``differs`` (else how it is not).
+
+    Returns
+    -------
+    same, other
+        Of the same protocol: ``method``, ``set``, ``published_pcc``, ``figure``, ``source``, and with the figures of
+        each of our runs of that method ``encoder``, ``protocol``, ``seed``, ``pcc``, ``pcc_low``, ``pcc_high``
+        (empty where we have none). Of another one: ``published_pcc`` with ``published_protocol`` and ``differs``,
+        and no figure of ours.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or a figure that cannot be compared does not say why.
+    """
+    if published is None or published.empty:
+        return pd.DataFrame(), pd.DataFrame()
+    if missing := [c for c in COLUMNS if c not in published]:
+        raise InputError(f"published figures lack the column {', '.join(missing)}")
+    told = published[list(COLUMNS)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
+    same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods)
+    other = told[~same].drop(columns="comparable").copy()
+    other["differs"] = other["differs"].fillna("").astype(str).str.strip()
+    silent = other["differs"] == ""
+    if (silent & ~told.loc[other.index, "comparable"].astype(bool)).any():
+        raise InputError("a published figure that is not comparable does not say how its protocol differs")
+    other.loc[silent, "differs"] = [
+        f"protocol {p}, which was not run here" for p in other.loc[silent, "published_protocol"]
+    ]
+    return _joined(told[same], methods), other.reset_index(drop=True)
+
+
+def _of_our_protocol(told: pd.DataFrame, methods: pd.DataFrame) -> np.ndarray:
+    """A figure of a protocol that we know by name belongs beside runs of that protocol alone."""
+    run = set(methods["protocol"])
+    return np.array(
+        [p in run or (p not in PROTOCOLS and len(run) == 1) for p in told["published_protocol"]], dtype=bool
+    )
+
+
+def _joined(told: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
+    if told.empty:
+        return pd.DataFrame()
+    labels = [c for c in ("encoder", "protocol", "seed") if c in methods]
+    ours = methods[["method", "set", *labels, "pcc", "pcc_low", "pcc_high"]]
+    # Where the source names a protocol by our name it is that one, else the only one that was run
+    only = methods["protocol"].iloc[0]
+    told = told.assign(protocol=[p if p in PROTOCOLS else only for p in told["published_protocol"]])
+    both = told.merge(ours, on=["method", "set", "protocol"], how="left")
+    order = ["method", "set", "published_pcc", "pcc", "pcc_low", "pcc_high", *labels, "figure", "source"]
+    return both[order].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""Figures of methods against each other."""

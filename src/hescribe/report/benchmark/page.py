@@ -1,0 +1,122 @@
+"""One HTML file about a benchmark."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from hescribe.io.store import publish, remove
+from hescribe.report.benchmark import details, results
+from hescribe.report.benchmark.words import CONTROLS, listed, many, short_encoders
+from hescribe.report.tools import FIGURES, PAGE, Chapter, write_tool_page
+from hescribe.version import __version__
+
+_RULE = (
+    "A method counts as better only where it beats both ridge and knn on the same encoder, by an interval of the paired "
+    "difference that lies above zero. A difference between two encoders is none between methods."
+)
+
+
+def write_benchmark_page(
+    folder: str | Path, tables: Mapping[str, pd.DataFrame], *, settings: Mapping[str, str], recipe: str = ""
+) -> Path:
+    """Write ``folder/index.html``, which needs no network, and its figures; nothing else in the folder is touched.
+
+    Parameters
+    ----------
+    folder
+        Of the benchmark.
+    tables
+        As `hescribe.training.benchmark` makes them.
+    settings
+        What all runs have in common.
+    recipe
+        Name of the recipe that prepared the data, or "".
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    target = Path(folder)
+    temporary = target / f".page.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        temporary.mkdir(parents=True)
+        methods = tables["methods"]
+        write_tool_page(
+            temporary,
+            _chapters(tables),
+            title="Benchmark" + (f": {recipe}" if recipe else ""),
+            lead=_lead(methods),
+            cautions=[_RULE, *_cautions(tables)],
+            cards=_cards(tables),
+            provenance={**settings, **({"Recipe": recipe} if recipe else {}), "hescribe": __version__},
+        )
+        # The page last: it stands for the whole
+        publish(temporary / FIGURES, target / FIGURES)
+        publish(temporary / PAGE, target / PAGE)
+    finally:
+        remove(temporary)
+    return target / PAGE
+
+
+def _chapters(tables: Mapping[str, pd.DataFrame]) -> list[Chapter]:
+    methods = tables["methods"]
+    chapters = [
+        results.headline(methods),
+        results.paired(methods, tables["comparisons"]),
+        details.failed(tables["failed"]),
+        details.genes(tables["genes"], methods),
+        details.structure(methods),
+        details.learning_curve(tables["learning_curve"]),
+        details.cell_types(tables["cell_types"]),
+        details.cost(tables["cost"]),
+        details.published(tables["published"], tables["published_elsewhere"]),
+    ]
+    return [c for c in chapters if c is not None]
+
+
+def _lead(methods: pd.DataFrame) -> str:
+    encoders = short_encoders(methods["encoder"])
+    return (
+        f"{many(methods['method'].nunique(), 'method')} on {listed(encoders.values())}; "
+        f"{listed(dict.fromkeys(methods['protocol']))}, {many(int(methods['n_sections'].max()), 'section')}."
+    )
+
+
+def _cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    methods, comparisons, out = tables["methods"], tables["comparisons"], []
+    if absent := [c for c in CONTROLS if c not in set(methods["method"])]:
+        out.append(
+            f"{listed(absent)} {'was' if len(absent) == 1 else 'were'} not run: no method can be called better here."
+        )
+    if methods["same_patient"].astype(bool).any():
+        names = listed(dict.fromkeys(methods.loc[methods["same_patient"].astype(bool), "protocol"]))
+        out.append(
+            f"{names}: sections of the test patient were in training. Such figures say little about a new patient."
+        )
+    if (fewest := int(methods["n_patients"].min())) < 5:
+        out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they are too narrow, never too wide.")
+    if len(comparisons) and not comparisons["same_genes"].astype(bool).all():
+        out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
+    if len(tables["failed"]):
+        out.append(f"{many(len(tables['failed']), 'run')} failed and cannot be judged; see “Failed runs”.")
+    return out
+
+
+def _cards(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    methods = tables["methods"]
+    cards = {"Runs": str(len(tables["cost"].groupby([c for c in tables["cost"] if c in _APART]).size()))}
+    for name, heading in (("heg50", "Highest, HEG-50"), ("hvg50", "Highest, HVG-50")):
+        rows = methods[methods["set"] == name]
+        if len(rows):
+            best = rows.sort_values("pcc").iloc[-1]
+            encoder = short_encoders(methods["encoder"])[str(best["encoder"])]
+            cards[heading] = f"{best['pcc']:.2f} ({best['method']}, {encoder})"
+    return cards
+
+
+_APART = {"method", "encoder", "protocol", "seed", "share"}

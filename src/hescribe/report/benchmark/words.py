@@ -1,0 +1,121 @@
+"""How a benchmark's page names and writes things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hescribe.plots.genes import SET_NAMES
+from hescribe.plots.style import signed
+
+SETS = ("heg50", "hvg50", "detected10", "all", "marker")  #: shown on the page; all sets are in the tables
+#: set → how the heads of wide tables name it
+SHORT = {"heg50": "HEG-50", "hvg50": "HVG-50", "detected10": "Detected", "all": "All genes", "marker": "Markers"}
+CONTROLS = ("ridge", "knn")  #: what a method must beat to count as better
+RUN = ["encoder", "protocol", "seed"]  #: columns beside the method that tell runs apart
+
+_HEADINGS = {
+    "method": "Method",
+    "encoder": "Encoder",
+    "protocol": "Protocol",
+    "seed": "Seed",
+    "share": "Share of spots",
+    "training_spots": "Training spots",
+    "n_sections": "Sections",
+    "split": "Left out",
+    "reason": "Reason",
+    "cell_type": "Cell type",
+    "set": "Genes",
+    "source": "Source",
+    "figure": "Named there",
+    "differs": "How the protocol differs",
+    "published_protocol": "Its protocol",
+    "published_pcc": "Published PCC",
+}
+
+
+def keys_of(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that tell runs of one method apart."""
+    return [c for c in RUN if c in table]
+
+
+def short_encoders(names: Iterable[str]) -> dict[str, str]:
+    """Encoder → a name as short as the others allow."""
+    all_names = list(dict.fromkeys(names))
+    short = [n.removeprefix("timm:").partition("@")[0] for n in all_names]
+    return {n: s if short.count(s) == 1 else n.removeprefix("timm:") for n, s in zip(all_names, short, strict=True)}
+
+
+def with_short_encoders(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its encoders' names shortened."""
+    return table.assign(encoder=table["encoder"].map(short_encoders(table["encoder"]))) if "encoder" in table else table
+
+
+def headed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table under headings for people, without what is the same of all runs: the page's first line says that."""
+    same = [c for c in RUN if c in table and len(set(table[c])) == 1]
+    named = with_short_encoders(table).drop(columns=same)
+    if "set" in named:
+        named = named.assign(set=[SET_NAMES.get(s, s) for s in named["set"]])
+    return named.rename(columns=_HEADINGS)
+
+
+def runs_of(table: pd.DataFrame, *more: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Rows of one encoder, protocol and seed (and of ``more`` columns) at a time, with what they have in common."""
+    names = [*more, *keys_of(table)]
+    for key, part in table.groupby(names, sort=False):
+        yield dict(zip(names, key, strict=True)), part
+
+
+def place(told: Mapping[str, Any], encoders: Mapping[str, str]) -> str:
+    """Where a figure holds: ``leave-one-patient-out, stain``, with the seed where there are several."""
+    seed = [f"seed {told['seed']}"] if "seed" in told else []
+    return ", ".join([str(told["protocol"]), encoders[str(told["encoder"])], *seed])
+
+
+def chosen(table: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows that have these values."""
+    for name, value in told.items():
+        table = table[table[name] == value]
+    return table
+
+
+def run_label(row: pd.Series, varying: Sequence[str]) -> str:
+    """``fusion · stain``: the method, and what tells its runs apart."""
+    parts = [f"seed {row[c]}" if c == "seed" else str(row[c]) for c in varying]
+    return " · ".join([str(row["method"]), *parts])
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of one protocol with ``method`` made a label that is a run's own."""
+    short = with_short_encoders(table)
+    varying = [c for c in ("encoder", "seed") if c in short and len(set(short[c])) > 1]
+    return short.assign(method=[run_label(row, varying) for _, row in short.iterrows()])
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """``0.41 [0.35, 0.46]``; a dash where nothing is known."""
+    if np.isnan(value):
+        return "–"
+    return f"{three(value)} [{signed(low)}, {signed(high)}]" if np.isfinite(low) else three(value)
+
+
+def three(value: float) -> str:
+    """Three decimals, with a minus sign as long as a plus; a dash where nothing is known."""
+    if np.isnan(value):
+        return "–"
+    return f"{value:.3f}".replace("-", "−").replace("−0.000", "0.000")
+
+
+def listed(items: Iterable[object]) -> str:
+    """``a, b and c``."""
+    texts = [str(i) for i in items]
+    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
+
+
+def many(number: int, what: str) -> str:
+    """``3 sections``, ``1 section``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -1,0 +1,109 @@
+"""What a benchmark's page says of who is ahead."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hescribe.errors import InputError
+from hescribe.evaluation.published import beside_published
+from hescribe.report.benchmark import details, results, words
+
+LOPO = "leave-one-patient-out"
+
+
+def comparisons() -> pd.DataFrame:
+    rows = [("ours", "ridge", 0.1, 0.05, 0.15), ("knn", "ours", 0.01, -0.02, 0.04), ("ridge", "knn", -0.1, -0.2, -0.05)]
+    table = pd.DataFrame(rows, columns=["first", "second", "difference", "low", "high"])
+    return table.assign(encoder="stain", protocol=LOPO, set="heg50")
+
+
+def methods() -> pd.DataFrame:
+    table = pd.DataFrame({"method": ["ours", "ridge", "knn"], "pcc": [0.4, 0.3, 0.41]})
+    return table.assign(encoder="stain", protocol=LOPO, set="heg50", pcc_low=0.1, pcc_high=0.5)
+
+
+def test_a_difference_turns_with_its_sides() -> None:
+    table = comparisons()
+    assert results.difference(table, "ours", "ridge") == (0.1, 0.05, 0.15)
+    assert results.difference(table, "ridge", "ours") == (-0.1, -0.15, -0.05)
+    assert np.isnan(results.difference(table, "ours", "bleep")).all()
+
+
+@pytest.mark.parametrize(
+    ("ridge", "knn", "said"),
+    [
+        ((0.1, 0.05, 0.15), (0.2, 0.1, 0.3), "better than both"),
+        ((0.1, 0.05, 0.15), (0.1, -0.1, 0.3), "not shown to be better than knn"),
+        ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), "not shown to be better than ridge, knn"),
+        ((0.1, 0.05, 0.15), (-0.2, -0.3, -0.1), "behind knn"),
+        ((0.1, 0.05, 0.15), (np.nan, np.nan, np.nan), "open: knn was not run"),
+    ],
+)
+def test_better_is_what_beats_both_controls(
+    ridge: tuple[float, float, float], knn: tuple[float, float, float], said: str
+) -> None:
+    assert results.verdict({"ridge": ridge, "knn": knn}) == said
+
+
+def test_who_is_ahead_is_said_with_its_interval() -> None:
+    chapter = results.paired(methods(), comparisons())
+    assert chapter is not None
+    assert chapter.text[1] == (
+        "HEG-50, leave-one-patient-out, stain: knn has the highest figure, but cannot be told from ours, the next: "
+        "0.010 [−0.02, 0.04]."
+    )
+    (_, table) = chapter.tables[0]
+    assert list(table["Method"]) == ["ours"]
+    assert list(table["minus ridge"]) == ["0.100 [0.05, 0.15]"]
+    assert list(table["minus knn"]) == ["−0.010 [−0.04, 0.02]"]
+    assert list(table["Verdict"]) == ["not shown to be better than knn"]
+
+
+def test_the_better_control_is_the_one_compared_with() -> None:
+    assert details.best_control(methods()) == "knn"
+    assert details.best_control(methods().iloc[:2]) == "ridge"
+    assert details.best_control(methods().iloc[:1]) is None
+
+
+def test_labels_say_what_differs() -> None:
+    table = methods().assign(encoder=["timm:a@w", "timm:a@w", "stain"], seed=0)
+    assert list(words.labelled(table)["method"]) == ["ours · a", "ridge · a", "knn · stain"]
+    assert list(words.labelled(methods())["method"]) == ["ours", "ridge", "knn"]
+    assert words.short_encoders(["timm:a@v", "timm:a@w", "stain"]) == {
+        "timm:a@v": "a@v",
+        "timm:a@w": "a@w",
+        "stain": "stain",
+    }
+    assert "Protocol" not in words.headed(table)
+    assert list(words.headed(table)["Encoder"]) == ["a", "a", "stain"]
+
+
+def published(**changes: object) -> pd.DataFrame:
+    row = {"method": "ours", "figure": "T1", "set": "heg50", "pcc": 0.3, "protocol": "fourfold, by patient",
+           "source": "Doe", "comparable": True, "differs": ""}  # fmt: skip
+    return pd.DataFrame([row | changes])
+
+
+def test_a_figure_of_a_named_protocol_stands_beside_that_protocol() -> None:
+    ours = pd.concat([methods(), methods().assign(protocol="leave-one-section-out", pcc=0.9)])
+    same, other = beside_published(ours, published(protocol=LOPO))
+    assert list(same["pcc"]) == [0.4]
+    assert other.empty
+    # With two protocols of ours nobody knows which one is meant
+    same, other = beside_published(ours, published())
+    assert same.empty
+    assert "which was not run here" in other["differs"].iloc[0]
+    same, other = beside_published(methods(), published())
+    assert list(same["published_pcc"]) == [0.3]
+    same, other = beside_published(methods(), published(protocol="leave-one-section-out"))
+    assert same.empty
+
+
+def test_published_figures_must_say_how_they_differ() -> None:
+    with pytest.raises(InputError, match="does not say how"):
+        beside_published(methods(), published(comparable=False))
+    with pytest.raises(InputError, match="lack the column source"):
+        beside_published(methods(), published().drop(columns="source"))
+    assert beside_published(methods(), None)[0].empty
