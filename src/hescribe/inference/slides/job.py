@@ -155,7 +155,7 @@ class SlideJob:
         plan = work.plan
         if plan is None:
             return None
-        plan = {"engine": TORCH, **plan}  # what was begun before there was another
+        plan = {**plan, "engine": plan.get("engine", TORCH)}  # in its order: the output holds the plan
         here = {"device": torch.device(self.devices[0]).type}
         if plan["engine"] != TORCH:
             here["engine"] = openvino_name()  # another version may round otherwise
