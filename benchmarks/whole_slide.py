@@ -161,9 +161,9 @@ class Peak:
         self._thread.join()
 
 
-def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str) -> float:
+def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str, engine: str) -> float:
     """Tiles per second of the encoder on batches in memory, the best of three."""
-    module = load_module(encoder, device)
+    module = load_module(encoder, device, engine)
     images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
     best = 0.0
     for _ in range(3):
@@ -190,11 +190,11 @@ def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None
     from hescribe.io.rows import read_uns
 
     tiles = zarr.open_array(output / "X", mode="r").shape[0]
-    precision = str(read_uns(output, keys.PROVENANCE)["precision"])
+    told = read_uns(output, keys.PROVENANCE)
     shutil.rmtree(output)
     return {
         "side": side, "genes": genes, "tiles": tiles, "scales": len(bundle.extraction.context.scales),
-        "precision": precision, "seconds": round(seconds, 1), "tiles_per_s": round(tiles / seconds, 2),
+        "precision": str(told["precision"]), "engine": str(told["engine"]), "seconds": round(seconds, 1), "tiles_per_s": round(tiles / seconds, 2),
         "peak_gb": round(peak.bytes / 1e9, 3),
     }  # fmt: skip
 
@@ -206,7 +206,7 @@ def speed(args: argparse.Namespace) -> None:
     side = encoder.input_px
     corners = [(y, x) for y in range(0, len(pixels) - side, side) for x in range(0, pixels.shape[1] - side, side)]
     tiles = np.stack([pixels[y : y + side, x : x + side] for y, x in corners[: 4 * BATCH]])
-    alone = encoder_alone(encoder, tiles, str(found["precision"]), args.device)
+    alone = encoder_alone(encoder, tiles, str(found["precision"]), args.device, str(found["engine"]))
     # An encoder that looks at each tile at several scales has as many images to encode
     share = float(found["tiles_per_s"]) * int(found["scales"]) / alone  # type: ignore[arg-type]
     print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))

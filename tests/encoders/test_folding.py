@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hescribe.encoders.folding import fold_normalisation
+from hescribe.encoders.engines.folding import fold_normalisation
 
 
 def scrambled(module: nn.Module) -> nn.Module:

@@ -24,6 +24,10 @@ MicronsPerPixel = Annotated[
 Precision = Annotated[
     str, typer.Option(help="Slides: fp32, bf16, or auto: bf16 where it is quicker and gives the same features.")
 ]
+Engine = Annotated[
+    str,
+    typer.Option(help="Slides: torch, openvino, or auto: OpenVINO where it is installed, quicker and gives the same."),
+]
 Dtype = Annotated[str, typer.Option(help="Slides: float32 or float16.")]
 Patient = Annotated[
     str, typer.Option(help="Slides: whose they are; a patient of the training sections is predicted more boldly.")
@@ -59,6 +63,7 @@ def predict(
     stride_um: Stride = None,
     mpp: MicronsPerPixel = None,
     precision: Precision = "auto",
+    engine: Engine = "auto",
     dtype: Dtype = "float32",
     min_pcc: Annotated[
         float | None, typer.Option(help="Write only genes whose expected correlation is at least this, e.g. 0.2.")
@@ -83,7 +88,14 @@ def predict(
     if bool(slides) == (sections is not None):
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
     common = {"min_pcc": min_pcc, "overwrite": overwrite}
-    grid = {"stride_um": stride_um, "mpp": mpp, "precision": precision, "dtype": dtype, "patient": patient}
+    grid = {
+        "stride_um": stride_um,
+        "mpp": mpp,
+        "precision": precision,
+        "dtype": dtype,
+        "patient": patient,
+        "engine": engine,
+    }
     if cluster is not None:
         from hescribe.inference.cohorts import predict_cohort
 

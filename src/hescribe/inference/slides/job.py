@@ -18,14 +18,16 @@ import torch
 
 from hescribe import keys
 from hescribe.encoders.context import places_beside
+from hescribe.encoders.engines.openvino import openvino_name
 from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import describe_origin, trusted_genes
 from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
-from hescribe.inference.slides.features import encode_slide, settle_precision
+from hescribe.inference.slides.features import encode_slide, settle_engine, settle_precision
 from hescribe.inference.slides.plan import (
     BATCH,
     FORMAT,
+    TORCH,
     SlideOptions,
     Stamp,
     Work,
@@ -110,6 +112,8 @@ class SlideJob:
         }
         if self.options.precision != "auto":  # whatever was settled is right where none is asked for
             facts["precision"] = self.options.precision
+        if self.options.engine != "auto":
+            facts["engine"] = TORCH if self.options.engine == TORCH else openvino_name()
         return facts
 
     def run(self, *, overwrite: bool) -> Path:
@@ -132,7 +136,7 @@ class SlideJob:
         seconds = time.perf_counter() - began
         logger.info(
             f"{self.path.name}: {tiles:,} tiles × {len(self.genes):,} genes in {seconds:.0f} s "
-            f"({tiles / seconds:.0f} tiles/s, {plan['precision']}) → {self.output}"
+            f"({tiles / seconds:.0f} tiles/s, {plan['precision']}, {plan['engine']}) → {self.output}"
         )
         return self.output
 
@@ -140,7 +144,7 @@ class SlideJob:
         finished = read_finished(self.output)
         if finished is None:
             raise OutputError(f"{self.output} is no prediction of a slide (choose another output or pass --overwrite)")
-        if difference := find_difference(self.facts, finished):
+        if difference := find_difference(self.facts, {"engine": TORCH, **finished}):
             raise OutputError(
                 f"{self.output} holds a prediction of {difference} (choose another output or pass --overwrite)"
             )
@@ -151,7 +155,11 @@ class SlideJob:
         plan = work.plan
         if plan is None:
             return None
-        difference = find_difference({**self.facts, "device": torch.device(self.devices[0]).type}, plan)
+        plan = {**plan, "engine": plan.get("engine", TORCH)}  # in its order: the output holds the plan
+        here = {"device": torch.device(self.devices[0]).type}
+        if plan["engine"] != TORCH:
+            here["engine"] = openvino_name()  # another version may round otherwise
+        difference = find_difference({**self.facts, **here}, plan)
         if not difference:
             return plan
         if overwrite:
@@ -167,17 +175,21 @@ class SlideJob:
         if not len(centres):
             raise InputError("no tissue found that a tile would fit on", path=self.path, fix="try a finer --stride-um")
         centres = self._in_reading_order(cells, centres)
-        precision = settle_precision(
-            self.options.precision,
-            self._sweep(cells, centres),
-            self.bundle.encoder,
-            views=self.bundle.extraction.views,
-            device=self.devices[0],
-        )
         kind = torch.device(self.devices[0]).type
-        plan = {**self.facts, "precision": precision, "batch": BATCH, "device": kind, "stamp": asdict(self.stamp)}
+        how = {**self._settle(self._sweep(cells, centres)), "batch": BATCH, "device": kind}
+        plan = {**self.facts, **how, "stamp": asdict(self.stamp)}
         work.begin(plan, centres)
         return plan
+
+    def _settle(self, sweep: Sweep) -> dict[str, str]:
+        """Precision and engine of the encoder."""
+        options, encoder = self.options, self.bundle.encoder
+        where = {"views": self.bundle.extraction.views, "device": self.devices[0]}
+        asked = "fp32" if options.engine == "openvino" else options.precision
+        precision = settle_precision(asked, sweep, encoder, **where)  # type: ignore[arg-type]
+        choice = TORCH if options.engine == "auto" and options.precision != "auto" else options.engine
+        engine = settle_engine(choice, precision, sweep, encoder, **where)  # type: ignore[arg-type]
+        return {"precision": precision if engine == TORCH else "fp32", "engine": engine}
 
     def _sweep(self, cells: Cells, centres: Centres, scales: Sequence[float] | None = None) -> Sweep:
         how, size_px = self.bundle.extraction, self.bundle.encoder.input_px
@@ -197,6 +209,7 @@ class SlideJob:
             views=how.views,
             precision=plan["precision"],
             devices=self.devices,
+            engine=plan.get("engine", TORCH),
         )
         features = encode(sweep=self._sweep(cells, centres))
         beside = None
@@ -245,7 +258,7 @@ class SlideJob:
             image=self.path,
             mpp=self.mpp,
         )
-        origin |= {k: plan[k] for k in ("stride_um", "precision", "batch", "device")}
+        origin |= {k: plan[k] for k in ("stride_um", "precision", "engine", "batch", "device")}
         if self.source:
             origin["source"] = self.source
         origin |= {"slide_hash": self.stamp.content, "plan": json.dumps(plan)}

@@ -42,6 +42,8 @@ CHUNK = 1024  #: tiles between two marks of progress
 
 Stage = Literal["encoded", "beside", "surrounded", "written"]
 PrecisionChoice = Literal["auto", "fp32", "bf16"]
+EngineChoice = Literal["auto", "torch", "openvino"]
+TORCH = "torch"  #: the engine that is always there
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class SlideOptions:
         µm per pixel of slides whose metadata do not say.
     precision
         Of the encoder; auto measures both on the slide's first tiles.
+    engine
+        What runs the encoder; auto measures OpenVINO, where it is installed, against torch, unless a precision is
+        named: then torch.
     dtype
         Of the prediction.
     min_pcc
@@ -70,11 +75,19 @@ class SlideOptions:
     dtype: Literal["float32", "float16"] = "float32"
     min_pcc: float | None = None
     patient: str = ""
+    engine: EngineChoice = "auto"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("dtype", ("float32", "float16"))):
+        choices = {
+            "precision": ("auto", "fp32", "bf16"),
+            "dtype": ("float32", "float16"),
+            "engine": ("auto", TORCH, "openvino"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
+        if self.engine == "openvino" and self.precision == "bf16":
+            raise InputError("OpenVINO is used in fp32 alone", path="--engine", fix="--precision fp32")
         if self.mpp is not None and not 0.05 <= self.mpp <= 10:
             raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix="0.05 to 10")
 
@@ -114,6 +127,7 @@ _WORDS = {
     "genes": "another choice of genes (--min-pcc)",
     "known_patient": "another --patient",
     "precision": "another --precision",
+    "engine": "another --engine, or version of it",
     "device": "another kind of device",
 }
 

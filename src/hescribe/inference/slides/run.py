@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     dtype: Literal["float32", "float16"]
     min_pcc: float | None
     patient: str
+    engine: Literal["auto", "torch", "openvino"]
 
 
 def predict_slide(

@@ -1,0 +1,1 @@
+"""What makes an encoder quicker without changing what it says: folded normalisations, OpenVINO."""

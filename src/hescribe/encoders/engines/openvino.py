@@ -1,0 +1,96 @@
+"""An encoder run by OpenVINO on processors: the same numbers but for rounding, in half of torch's time."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hescribe.types import TilePx
+
+logger = logging.getLogger(__name__)
+
+
+def openvino_name() -> str:
+    """Name and version, as a plan notes them; empty where OpenVINO is not installed."""
+    try:
+        return f"openvino {version('openvino')}"
+    except PackageNotFoundError:
+        return ""
+
+
+def compile_module(module: nn.Module, input_px: TilePx) -> nn.Module | None:
+    """An encoder's module compiled for this machine's processor; None where that cannot be done.
+
+    It takes what the module takes, (n, 3, side, side) uint8, and gives what it gives. Tiles go through one by one, as
+    many at a time as torch has threads, each by one thread: so a tile's features depend neither on the tiles beside it
+    nor on the number of threads.
+
+    Parameters
+    ----------
+    module
+        In evaluation mode, on the CPU.
+    input_px
+        Side of its tiles.
+    """
+    try:
+        return _Compiled(_compile(module, input_px, torch.get_num_threads()), torch.get_num_threads())
+    except Exception as error:  # of tracing, of conversion and of the plugin, each their own kinds
+        reason = " ".join(str(error).split())[:120]
+        logger.info(f"OpenVINO cannot run this encoder, torch does ({type(error).__name__}: {reason})")
+        return None
+
+
+def _compile(module: nn.Module, input_px: TilePx, threads: int) -> Any:
+    import openvino as ov
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+    from openvino.preprocess import PrePostProcessor
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is going out of use, and constants are meant to be constants
+        example = torch.zeros((1, 3, input_px, input_px), dtype=torch.uint8)
+        traced = torch.jit.freeze(torch.jit.trace(module, example, check_trace=False))
+        # Not ov.convert_model: it tells the makers of OpenVINO that it was called
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced)  # must outlive the conversion
+        graph = frontend.convert(frontend.load(decoder))
+    parameter = graph.inputs[0].get_node()
+    parameter.set_element_type(ov.Type.u8)
+    parameter.set_partial_shape(ov.PartialShape([1, 3, input_px, input_px]))
+    graph.validate_nodes_and_infer_types()
+    order = PrePostProcessor(graph)
+    order.input().tensor().set_layout(ov.Layout("NHWC"))
+    order.input().model().set_layout(ov.Layout("NCHW"))
+    settings = {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    return ov.Core().compile_model(order.build(), "CPU", settings)
+
+
+class _Compiled(nn.Module):
+    """A compiled model in a module's clothes."""
+
+    def __init__(self, model: Any, threads: int) -> None:
+        super().__init__()
+        from openvino import AsyncInferQueue
+
+        self._queue = AsyncInferQueue(model, threads)
+        self._queue.set_callback(_keep)
+        self._width = int(np.prod(list(model.output(0).shape)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, side, side) uint8, best in channels-last order → (n, width) float32."""
+        tiles = images.permute(0, 2, 3, 1).contiguous().numpy()
+        out = np.empty((len(tiles), self._width), dtype=np.float32)
+        for i in range(len(tiles)):
+            self._queue.start_async({0: tiles[i : i + 1]}, out[i], share_inputs=True)
+        self._queue.wait_all()
+        return torch.from_numpy(out)
+
+
+def _keep(request: Any, row: np.ndarray) -> None:
+    row[:] = request.get_output_tensor(0).data.reshape(-1)

@@ -1,0 +1,91 @@
+"""Which engine runs the encoder is measured, noted and held to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hescribe import keys
+from hescribe.errors import InputError, OutputError
+from hescribe.inference import read_prediction
+from hescribe.inference.slides import features, job, predict_slide
+from hescribe.inference.slides.plan import Work
+from tests.inference.slides.made import draw_slide, make_bundle, write_slide
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_slide(tmp_path_factory.mktemp("slides") / "slide.tif", draw_slide())
+
+
+class Sweep:
+    """Enough tiles to be worth a measurement."""
+
+    placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
+
+    def batches(self, *_args, **_kw):  # type: ignore[no-untyped-def]
+        yield features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "noise", "expected"), [(0.5, 0.0, "openvino 1"), (0.9, 0.0, "torch"), (0.5, 0.1, "torch")]
+)
+def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    exact = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 8)))
+    odd = exact.clone()
+    odd[1] += noise * exact[1].norm() * torch.eye(8)[0]
+    compiled = torch.nn.Identity()
+    monkeypatch.setattr(features, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(features, "compile_module", lambda *_: compiled)
+    monkeypatch.setattr(features, "encode_batch", lambda *_a, **_k: exact)
+    monkeypatch.setattr(features, "_measure", lambda m, *_: (odd, seconds) if m is compiled else (exact, 1.0))
+    settled = features.settle_engine("auto", "fp32", Sweep(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+    assert settled == expected
+    monkeypatch.setattr(features, "openvino_name", lambda: "")
+    settled = features.settle_engine("auto", "fp32", Sweep(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+    assert settled == "torch"
+
+
+def test_asked_for_and_not_there(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "openvino_name", lambda: "")
+    with pytest.raises(InputError, match="not installed"):
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr", engine="openvino")
+
+
+def test_openvino_has_the_numbers_of_torch_and_is_noted(slide: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from hescribe.encoders import load_encoder
+
+    bundle = make_bundle(encoder=load_encoder("timm:mobilenetv3_small_050", pretrained=False))
+    found = read_prediction(predict_slide(bundle, slide, tmp_path / "a.zarr", engine="openvino"))
+    expected = read_prediction(predict_slide(bundle, slide, tmp_path / "b.zarr", engine="torch"))
+    np.testing.assert_allclose(found.X, expected.X, atol=2e-4, rtol=1e-3)
+    told = found.uns[keys.PROVENANCE]
+    assert str(told["engine"]).startswith("openvino ")
+    assert json.loads(str(told["plan"]))["engine"] == told["engine"]
+    assert expected.uns[keys.PROVENANCE]["engine"] == "torch"
+    predict_slide(bundle, slide, tmp_path / "a.zarr")  # whatever was settled
+    with pytest.raises(OutputError, match="another --engine"):
+        predict_slide(bundle, slide, tmp_path / "a.zarr", engine="torch")
+
+
+def test_begun_with_another_version(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, output = make_bundle(), tmp_path / "out.zarr"
+
+    def stop(*_a, **_k):  # type: ignore[no-untyped-def]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "encode_slide", stop)
+        patch.setattr(job, "settle_engine", lambda *_a, **_k: "openvino 1")
+        with pytest.raises(KeyboardInterrupt):
+            predict_slide(bundle, slide, output)
+    assert (Work.beside(output).plan or {})["engine"] == "openvino 1"
+    with pytest.raises(OutputError, match="another --engine, or version"):
+        predict_slide(bundle, slide, output)
+    assert predict_slide(bundle, slide, output, overwrite=True) == output
