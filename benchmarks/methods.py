@@ -56,6 +56,7 @@ METHODS = {
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
     "fusion, tile alone": {"method": "fusion", "options": {"context": {"centred": True}}},
     "fusion, as deep as measured": {"method": "fusion", "options": {"shallow": 0}},
+    "fusion, everybody's map": {"method": "fusion", "options": {"own": False}},
     "fusion, 1 view": {"method": "fusion", "views": 1},
     "fusion, as for a known patient": {
         "method": "fusion",
@@ -93,6 +94,7 @@ _C = ("C2", "C3", "C4", "C5")
 SPLITS = {
     "her2st": [
         *leave_one_out("known patient", _C),
+        *[Split("known patient, B learned from too", (*s.fitting, "B4"), s.testing) for s in leave_one_out("", _C)],
         Split("new patient, C to B", _C, ("B4",)),
         Split("new patient, B to C", ("B4",), _C),
     ],

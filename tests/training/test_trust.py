@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
+from hescribe.errors import HescribeWarning
 from hescribe.inference import Bundle, predict
+from hescribe.inference.predict import trusted_genes
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
 
@@ -49,3 +52,8 @@ def test_one_patient_alone_gives_wider_intervals_for_others(sections: list[Secti
     assert (bundle.trust.interval >= bundle.trust_known.interval).all()
     assert bundle.trust.interval.sum() > 1.1 * bundle.trust_known.interval.sum()
     np.testing.assert_array_equal(predict(bundle, sections[2]).var[keys.INTERVAL], bundle.trust.interval)
+    with pytest.warns(HescribeWarning, match="the only patient learned from"):
+        trusted_genes(bundle, 0.0, known_patient=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HescribeWarning)
+        trusted_genes(bundle, 0.0, known_patient=True)

@@ -83,9 +83,14 @@ class Bundle:
 
     def patient_number(self, patient_id: str) -> int | None:
         """The patient's number in the training's `Origin`, where patients stand in the order of their first section."""
+        key = patient_key(patient_id)
+        return self.patients.index(key) if key in self.patients else None
+
+    @property
+    def patients(self) -> list[str]:
+        """Keys of the patients whose image and expression were learned from."""
         unpaired = set(self.provenance.get("unpaired", ()))
-        known = dict.fromkeys(patient_key(p) for s, p in self.training_sections.items() if s not in unpaired)
-        return list(known).index(patient_key(patient_id)) if patient_key(patient_id) in known else None
+        return list(dict.fromkeys(patient_key(p) for s, p in self.training_sections.items() if s not in unpaired))
 
     def trust_for(self, *, known_patient: bool) -> Trust | None:
         """How far predictions can be trusted, for a patient of the training sections or for a new one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from hescribe import keys
-from hescribe.errors import InputError, OutputError
+from hescribe.errors import HescribeWarning, InputError, OutputError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predictors import Head, RetrievalHead
@@ -138,9 +139,21 @@ def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool)
     ------
     InputError
         There is none.
+
+    Warns
+    -----
+    HescribeWarning
+        The patient is new and the bundle knows a single one, whose own sections are all that the expectation is of.
     """
     if min_pcc is None:
         return list(bundle.genes.index)
+    if not known_patient and len(bundle.patients) == 1:
+        warnings.warn(
+            f"the expected correlations are of {bundle.patients[0]}, the only patient learned from; "
+            "a new patient's are lower",
+            HescribeWarning,
+            stacklevel=2,
+        )
     expected = bundle.var(known_patient=known_patient)[keys.EXPECTED_PCC]
     genes = list(bundle.genes.index[expected >= min_pcc])
     if not genes:
