@@ -131,7 +131,7 @@ def test_the_published_image_encoder() -> None:
 
 def test_the_rate_falls_along_a_cosine() -> None:
     settings = Optimisation(epochs=60, learning_rate=1e-4, final_learning_rate=1e-5)
-    module = Training(nn.Linear(2, 2), settings, epochs=60, stain_jitter=0.0, seed=0)
+    module = Training(nn.Linear(2, 2), settings, stain_jitter=0.0, seed=0)
     made = module.configure_optimizers()
     rates = []
     for _ in range(61):
@@ -145,7 +145,7 @@ def test_the_rate_falls_along_a_cosine() -> None:
 
 def test_the_running_mean_of_weights_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
-    module = Training(layer, Optimisation(average=0.9), epochs=3, stain_jitter=0.0, seed=0)
+    module = Training(layer, Optimisation(average=0.9), stain_jitter=0.0, seed=0)
     expected = None
     for value in (1.0, 2.0, 4.0):
         nn.init.constant_(layer.weight, value)
