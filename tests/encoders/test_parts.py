@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from hescribe.encoders import TokenTower, has_parts, load_encoder, mean_of_tokens, train_only
@@ -39,7 +42,9 @@ def test_the_published_parts_of_a_transformer(tokens: bool) -> None:
 
 
 def test_a_number_is_not_the_beginning_of_another() -> None:
-    many = nn.Sequential(nn.ModuleDict({"stem": nn.Linear(2, 2), "blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(12))}))
+    many = nn.Sequential(
+        nn.ModuleDict({"stem": nn.Linear(2, 2), "blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(12))})
+    )
     train_only(many, ["blocks.1"])
     assert trained(many) == {"0.blocks.1.weight", "0.blocks.1.bias"}
 
@@ -60,3 +65,23 @@ def test_what_is_not_there_is_refused_in_one_line(part: str) -> None:
     with pytest.raises(InputError, match="no part.*parts of: conv1, bn1, layer1") as told:
         train_only(module, ["layer4", part])
     assert "\n" not in str(told.value)
+
+
+def test_the_weights_of_hipt_s_first_transformer_fit(tmp_path: Path) -> None:
+    """The names of DINO's ViT-S/16, as its own code has them, with tiles scaled as that code does."""
+    sizes = {"cls_token": (1, 1, 384), "pos_embed": (1, 197, 384), "patch_embed.proj.weight": (384, 3, 16, 16)}
+    sizes |= {"patch_embed.proj.bias": (384,), "norm.weight": (384,), "norm.bias": (384,)}
+    layers = {"norm1": (384,), "norm2": (384,), "attn.qkv": (1152, 384), "attn.proj": (384, 384)}
+    for name, shape in (layers | {"mlp.fc1": (1536, 384), "mlp.fc2": (384, 1536)}).items():
+        for block in range(12):
+            sizes[f"blocks.{block}.{name}.weight"], sizes[f"blocks.{block}.{name}.bias"] = shape, shape[:1]
+    generator = torch.Generator().manual_seed(0)
+    stored = {name: torch.randn(shape, generator=generator) for name, shape in sizes.items()}
+    save_file(stored, tmp_path / "hipt.safetensors")
+    found = load_encoder(f"timm:vit_small_patch16_224@{tmp_path / 'hipt.safetensors'}")
+    assert (found.width, found.input_px) == (384, 224)
+    assert found.module.mean.unique().tolist() == found.module.std.unique().tolist() == [0.5]  # type: ignore[operator]
+    assert has_parts(found.module, ["blocks.-2", "norm"])
+    torch.testing.assert_close(
+        found.module.state_dict()["backbone.blocks.10.attn.qkv.weight"], stored["blocks.10.attn.qkv.weight"]
+    )

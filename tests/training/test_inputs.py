@@ -89,7 +89,9 @@ def test_free_turns_and_crops_on_every_other_image() -> None:
     assert 1.15 < area.max() < 1.3
     # Nothing is brought in that was not there: the corners mirror the ground
     assert (views[:, 2] == 255).all()
-    marks = [np.argwhere(v[1] < 128).mean(axis=0) - np.argwhere(v[0] < 128).mean(axis=0) for v in views if (v[1] < 128).any()]
+    marks = [
+        np.argwhere(v[1] < 128).mean(axis=0) - np.argwhere(v[0] < 128).mean(axis=0) for v in views if (v[1] < 128).any()
+    ]
     angles = np.arctan2(*np.array(marks).T)
     assert len(marks) > 0.9 * len(views)
     assert np.histogram(angles, bins=8, range=(-np.pi, np.pi))[0].min() > 5
