@@ -62,7 +62,7 @@ def test_what_stays_frozen_is_told_with_its_batch_statistics() -> None:
 def test_what_is_not_there_is_refused_in_one_line(part: str) -> None:
     module = encoder("test_resnet").module
     assert not has_parts(module, ["layer4", part])
-    with pytest.raises(InputError, match="no part.*parts of: conv1, bn1, layer1") as told:
+    with pytest.raises(InputError, match=r"no part.*parts of: conv1, bn1, layer1") as told:
         train_only(module, ["layer4", part])
     assert "\n" not in str(told.value)
 
