@@ -51,6 +51,12 @@ METHODS = {
         "inner_folds": 1,
         "options": {"refinement": {"rounds": 1, "threshold": 0.0}},
     },
+    "carhe, alpha": {"method": "carhe", "inner_folds": 1, "options": {"alpha": 0.1}},
+    "carhe, alpha within clusters too": {
+        "method": "carhe",
+        "inner_folds": 1,
+        "options": {"alpha": 0.1, "same_cluster": 0.1},
+    },
     "carhe-clip": {"method": "carhe-clip", "inner_folds": 1},
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
@@ -161,7 +167,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         default=";".join(
-            n for n in METHODS if not {"fine-tuned", "refined", "transcriptomes"} & set(n.replace(",", "").split())
+            n
+            for n in METHODS
+            if not {"fine-tuned", "refined", "transcriptomes", "alpha"} & set(n.replace(",", "").split())
         ),
         help="with semicolons",
     )

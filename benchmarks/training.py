@@ -65,7 +65,7 @@ def training(tower: nn.Module, width: int) -> Training:
     method = METHODS["bleep"]
     config = method.config()
     model = method.build(tower, Shapes(width, PANEL, PANEL), config)
-    return Training(model, config.optimisation, epochs=1, stain_jitter=0.0, seed=0).train()  # type: ignore[attr-defined]
+    return Training(model, config.optimisation, stain_jitter=0.0, seed=0).train()  # type: ignore[attr-defined]
 
 
 def ours(module: Training, spots: Spots, args: argparse.Namespace) -> float:

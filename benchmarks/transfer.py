@@ -1,6 +1,7 @@
 """Genes that the paired sections never measured, carried over from sections without image, on HER2ST.
 
     python benchmarks/transfer.py HER2ST_FOLDER ENCODER -o results/transfer [--genes 300] [--test C5]
+                                 [--min-detected 0.02]
 
 The paired sections keep their most variable genes alone; the sections of the other patients, without image, keep all.
 Scored are the genes hidden from the paired sections: HEG-50 and HVG-50 among them and all that a tenth of the test
@@ -61,7 +62,7 @@ def score(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         "hvg50": np.argsort(-truth.var(axis=0))[:50],
         "detected10": np.flatnonzero((truth > 0).mean(axis=0) > 0.1),
     }
-    rng, out = np.random.default_rng(0), {"genes": float(truth.shape[1])}
+    rng, out = np.random.default_rng(0), {"scored": float(truth.shape[1])}
     for name, genes in sets.items():
         out[name] = float(np.nanmean(pearson_per_gene(predicted[:, genes], truth[:, genes])))
         shuffled = [
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--genes", type=int, default=300)
     parser.add_argument("--test", default="C5")
+    parser.add_argument("--min-detected", type=float, default=0.03, help="share of transcriptomes that show a gene")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -88,11 +90,20 @@ def main() -> None:
     fitting = [restricted(s, panel, args.output / "cut") for s in paired] + [
         section(args.folder, name) for name in names
     ]
-    config = TrainConfig(method="carhe", encoder=args.encoder, genes="all", inner_folds=0, seed=args.seed)
+    config = TrainConfig(
+        method="carhe",
+        encoder=args.encoder,
+        genes="all",
+        min_detected=args.min_detected,
+        inner_folds=0,
+        seed=args.seed,
+    )
     bundle = train(fitting, config, output=args.output / "bundle")
     carried = bundle.genes.index[bundle.genes[keys.TRANSFERRED] & bundle.genes.index.isin(tested.adata.var_names)]
     truth = log_normalise(tested.adata.X)[:, tested.adata.var_names.get_indexer(carried)].toarray()
-    table = pd.Series(score(np.asarray(predict(bundle, tested)[:, carried].X), truth)).round(3)
+    predicted = predict(bundle, tested)
+    written = {"written": float(predicted.n_vars), "measured in the pairs": float(len(panel))}
+    table = pd.Series(written | score(np.asarray(predicted[:, carried].X), truth)).round(3)
     table.to_csv(args.output / "table.csv")
     print(table.to_string())
 

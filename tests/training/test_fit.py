@@ -9,10 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
-from hescribe.inference import load_bundle, predict
+from hescribe.errors import HescribeWarning, InputError
+from hescribe.inference import Bundle, load_bundle, predict
+from hescribe.io.manifest import ManifestRow
 from hescribe.sections import Section, read_sections
-from hescribe.training import TrainConfig, train
+from hescribe.training import TrainConfig, fit, train
+from hescribe.training.module import Training
+from hescribe.training.train import _fitter
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,111 @@ def test_a_regression_stops_by_the_correlation(sections: list[Section], tmp_path
     # The final fit, in which nothing is left out, takes as many epochs as were best
     last = history[history["fold"] == history["fold"].iloc[-1]] if "fold" in history else history
     assert last["epoch"].max() == watched.loc[watched["value"].idxmax(), "epoch"]
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small vision transformer."""
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+def fine_tuned(sections: list[Section], encoder: str, output: Path, **settings: object) -> Bundle:
+    common = {"genes": "hvg:40", "fine_tune": True, "epochs": 1, "inner_folds": 0, "device": "cpu"}
+    return train(sections, TrainConfig(encoder=encoder, **{**common, **settings}), output=output)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"method": "carhe-clip"}, {"blocks.-2", "norm"}),
+        ({"method": "carhe"}, {"blocks.-2", "blocks.-1"}),
+        ({"method": "bleep", "trainable": "blocks.-1.mlp"}, {"blocks.-1"}),
+        ({"method": "carhe-clip", "trainable": "all"}, None),
+    ],
+)
+def test_only_the_wanted_parts_of_an_encoder_are_trained(
+    sections: list[Section], vision: Path, tmp_path: Path, settings: dict[str, str], parts: set[str] | None
+) -> None:
+    bundle = fine_tuned(sections[:1], f"timm:test_vit@{vision}", tmp_path / "bundle", learning_rate=1e-2, **settings)
+    after = bundle.encoder.module.state_dict()
+    moved = {k for k, v in load_file(vision).items() if not torch.equal(v, after[f"backbone.{k}"])}
+    blocks = len(bundle.encoder.module.backbone.blocks)  # type: ignore[union-attr, arg-type]
+    if parts is None:
+        assert "patch_embed.proj.weight" in moved
+        return
+    held = {p.replace("-2", str(blocks - 2)).replace("-1", str(blocks - 1)) for p in parts}
+    assert {h for h in held if any(f"{m}.".startswith(f"{h}.") for m in moved)} == held
+    assert all(any(m.startswith(f"{h}.") for h in held) for m in moved)
+
+
+def test_parts_that_an_encoder_lacks(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    """Asked for, they are refused; where a method has them as published, all is trained and that is said."""
+    encoder = f"timm:test_resnet@{weights}"
+    with pytest.raises(InputError, match=r"no part .blocks\.-1. to train"):
+        fine_tuned(sections[:1], encoder, tmp_path / "none", method="bleep", trainable="blocks.-1")
+    assert not list(tmp_path.iterdir())
+    with pytest.warns(HescribeWarning, match=r"blocks\.-2 and norm, which this encoder does not have: all of it"):
+        bundle = fine_tuned(sections[:1], encoder, tmp_path / "all", method="carhe-clip")
+    after = bundle.encoder.module.state_dict()
+    assert not torch.equal(load_file(weights)["conv1.0.weight"], after["backbone.conv1.0.weight"])
+
+
+def test_frozen_parts_keep_their_batch_statistics(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    bundle = fine_tuned(
+        sections[:1], f"timm:test_resnet@{weights}", tmp_path / "bundle", method="stnet", trainable="layer4"
+    )
+    after = bundle.encoder.module.state_dict()
+    moved = {k for k, v in load_file(weights).items() if "running" in k and not torch.equal(v, after[f"backbone.{k}"])}
+    assert moved
+    assert all(name.startswith("layer4.") for name in moved)
+
+
+@pytest.mark.parametrize("choice", ["auto", "learned"])
+def test_the_code_s_carhe_takes_scgpt_vectors(sections: list[Section], tmp_path: Path, choice: str) -> None:
+    """And a bundle, which knows the panel alone, loads with a head as wide as the vectors."""
+    made = []
+    for section in sections:
+        table = section.adata.copy()
+        table.obsm[keys.SCGPT] = np.log1p(table.X[:, :17].toarray()).astype("f")
+        table.uns.clear()
+        path = tmp_path / f"{section.section_id}.h5ad"
+        table.write_h5ad(path)
+        made.append(Section(ManifestRow(section.section_id, section.patient_id, section.image, path, mpp=1.0)))
+    config = TrainConfig(
+        method="carhe-clip", encoder="stain", genes="hvg:40", epochs=2, inner_folds=1, device="cpu",
+        options={"gene_embedding": choice},
+    )  # fmt: skip
+    bundle = train(made, config, output=tmp_path / "bundle")
+    panel = int(bundle.genes[keys.IN_PANEL].sum())
+    inputs = bundle.model.expression_head.project.in_features  # type: ignore[union-attr]
+    assert panel != 17
+    assert inputs == (17 if choice == "auto" else panel)
+    again = load_bundle(tmp_path / "bundle")
+    np.testing.assert_array_equal(predict(bundle, made[0]).X, predict(again, made[0]).X)
+
+
+def test_a_fit_of_few_epochs_follows_the_beginning_of_the_whole_course(
+    sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inner folds chose their number by it."""
+    rates: list[float] = []
+
+    class Watched(Training):
+        def on_train_epoch_start(self) -> None:
+            rates.append(float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+
+    monkeypatch.setattr(fit, "Training", Watched)
+    config = TrainConfig(method="cmrcnet", encoder="stain", genes="hvg:40", device="cpu", options={"dim": 16})
+    fitter = _fitter(sections, config, "cpu")
+    rows = np.arange(len(fitter.data.section))
+    fitter.fit(rows, rows[:0], panel=fitter.data.panel, folder=tmp_path / "fit", epochs=3)
+    course = 1e-5 + (1e-4 - 1e-5) * (1 + np.cos(np.pi * np.arange(3) / 60)) / 2
+    np.testing.assert_allclose(rates, course, rtol=1e-6)
 
 
 @pytest.mark.slow

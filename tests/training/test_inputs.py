@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from hescribe.errors import InputError
-from hescribe.training.inputs.augment import jitter_stain, random_symmetry
+from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
 from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.panel import choose_panel, gene_table
@@ -70,6 +70,33 @@ def test_all_eight_symmetries_and_no_other() -> None:
     assert set(found) == eight
     # Equally likely: 50 expected of each
     assert min(pd.Series(found).value_counts()) > 25
+
+
+def test_free_turns_and_crops_on_every_other_image() -> None:
+    """A disc stays a disc, 1.0 to 1.25 times as large in area; a mark beside it turns to all sides."""
+    side, many = 96, 400
+    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+    image = np.full((3, side, side), 255, np.uint8)
+    image[0, np.hypot(x, y) < 20] = 0
+    image[1, np.hypot(x - 30, y) < 6] = 0
+    found = random_view(torch.from_numpy(image).repeat(many, 1, 1, 1), torch.Generator().manual_seed(0)).numpy()
+    assert found.dtype == np.uint8
+    same = (found == image).all(axis=(1, 2, 3))
+    assert 0.4 < same.mean() < 0.6
+    views = found[~same]
+    area = (views[:, 0] < 128).sum(axis=(1, 2)) / (image[0] < 128).sum()
+    assert 0.97 < area.min() < 1.05
+    assert 1.15 < area.max() < 1.3
+    # Nothing is brought in that was not there: the corners mirror the ground
+    assert (views[:, 2] == 255).all()
+    marks = [
+        np.argwhere(v[1] < 128).mean(axis=0) - np.argwhere(v[0] < 128).mean(axis=0) for v in views if (v[1] < 128).any()
+    ]
+    angles = np.arctan2(*np.array(marks).T)
+    assert len(marks) > 0.9 * len(views)
+    assert np.histogram(angles, bins=8, range=(-np.pi, np.pi))[0].min() > 5
+    again = random_view(torch.from_numpy(image).repeat(many, 1, 1, 1), torch.Generator().manual_seed(0)).numpy()
+    np.testing.assert_array_equal(found, again)
 
 
 def test_stain_jitter_changes_density_by_no_more_than_asked() -> None:

@@ -276,6 +276,9 @@ class Method:
         Symmetries of a tile whose features are averaged, 1, 4 or 8, unless a run says otherwise.
     tokens
         When fine-tuning, the tower gives (n, t, features) tokens; in use, the model gets their mean.
+    trainable
+        Parts of the encoder that fine-tuning trains as published, by their names in a vision transformer (``blocks.-1``
+        is the last block); none: all of it.
     knows_patients
         Its models implement `KnowsPatients`; what can be trusted is then learned for both kinds of patient.
     """
@@ -288,4 +291,5 @@ class Method:
     can_fine_tune: bool
     views: Literal[1, 4, 8] = 1
     tokens: bool = False
+    trainable: tuple[str, ...] = ()
     knows_patients: bool = False

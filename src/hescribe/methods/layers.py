@@ -92,14 +92,16 @@ class ProjectionHead(nn.Module):
         Length of the embedding.
     dropout
         Probability.
+    eps
+        Of the LayerNorm.
     """
 
-    def __init__(self, inputs: int, dim: int, *, dropout: float = 0.1) -> None:
+    def __init__(self, inputs: int, dim: int, *, dropout: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
         self.project = nn.Linear(inputs, dim)
         self.transform = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(n, inputs) → (n, dim)."""

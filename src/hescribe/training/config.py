@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
 
-from hescribe.errors import InputError
+from hescribe.encoders import has_parts, train_only
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.expression import TargetSum
 from hescribe.methods import METHODS
 from hescribe.methods.base import Method, MethodConfig
@@ -30,6 +33,11 @@ class TrainConfig(BaseModel):
         None, description="symmetries of a tile whose features are averaged; default: the method's"
     )
     fine_tune: bool = Field(default=False, description="train the encoder's weights too")
+    trainable: str | None = Field(
+        None,
+        description="parts of the encoder that fine-tuning trains, with commas, such as blocks.-1,norm; all; "
+        "default: the method's where the encoder has them, else all",
+    )
     epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
     batch_size: int | None = Field(None, ge=2, description="of all processes together; default: the method's")
     learning_rate: float | None = Field(None, gt=0, description="default: the method's")
@@ -70,6 +78,23 @@ class TrainConfig(BaseModel):
         if self.fine_tune and not method.can_fine_tune:
             raise InputError(f"method {self.method!r} works on frozen features", path="--fine-tune", fix="leave it out")
         return method
+
+    def freeze(self, encoder: nn.Module) -> list[nn.Module]:
+        """Leave only what this run trains of an encoder trainable; returns what stays frozen.
+
+        Raises
+        ------
+        InputError
+            A part was asked for that the encoder does not have.
+        """
+        parts = self.method_row().trainable
+        if self.trainable is not None:
+            parts = tuple(part.strip() for part in self.trainable.split(",") if part.strip() != "all")
+        elif parts and not has_parts(encoder, parts):
+            told = f"{self.method} as published trains {' and '.join(parts)}, which this encoder does not have"
+            warnings.warn(f"{told}: all of it is trained", HescribeWarning, stacklevel=2)
+            parts = ()
+        return train_only(encoder, parts) if parts else []
 
     def method_config(self) -> MethodConfig:
         """The method's own settings, with this run's overrides.

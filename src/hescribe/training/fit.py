@@ -292,10 +292,12 @@ class Fitter:
         """Train by gradient descent and leave the best weights, the history and the epoch in the folder."""
         fitting, held_out = rows
         optimisation: Optimisation = self.method_config.optimisation  # type: ignore[attr-defined]
+        frozen = self.config.freeze(model.tower) if self.config.fine_tune else []  # type: ignore[arg-type]
         spots = Spots(self._images(), expression, self.data.section)
         most = epochs or optimisation.epochs
+        any_turn = getattr(self.method_config, "augmentation", None) == "any turn"
         module = Training(
-            model, optimisation, epochs=most, stain_jitter=self.config.stain_jitter, seed=self.config.seed
+            model, optimisation, stain_jitter=self.config.stain_jitter, seed=self.config.seed, any_turn=any_turn
         )
         # Squared error on another section is ruled by how deep it was sequenced; whether the map is right is not
         watched = "validation_correlation" if isinstance(model, RegressionModel) else "validation_loss"
@@ -313,6 +315,8 @@ class Fitter:
             # Lightning keeps each module's mode, and an encoder comes in evaluation mode: its batch statistics
             # would stay those of ImageNet and the embedding would collapse
             module.train()
+            for part in frozen:
+                part.eval()
             trainer.fit(module, loader, validation, ckpt_path=resumed, weights_only=True)
         if trainer.interrupted:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hescribe.methods.base import Batch, JointModel, Optimisation, RegressionModel
-from hescribe.training.inputs.augment import jitter_stain, random_symmetry
+from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
 
 
 class Agreement:
@@ -48,21 +48,20 @@ class Training(L.LightningModule):
         The model.
     optimisation
         Learning rate and its course, weight decay, averaging of weights.
-    epochs
-        Over which the learning rate falls.
     stain_jitter
         Strength of stain augmentation, on images.
     seed
         Of the augmentation.
+    any_turn
+        Turn and crop images freely, instead of by the symmetries of the square alone.
     """
 
     def __init__(
-        self, model: nn.Module, optimisation: Optimisation, *, epochs: int, stain_jitter: float, seed: int
+        self, model: nn.Module, optimisation: Optimisation, *, stain_jitter: float, seed: int, any_turn: bool = False
     ) -> None:
         super().__init__()
         self.model: JointModel = model  # type: ignore[assignment]
         self._optimisation = optimisation
-        self._epochs = epochs
         decay = optimisation.average
         # Part of the state, hence of every checkpoint
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
@@ -70,6 +69,7 @@ class Training(L.LightningModule):
             self.average.requires_grad_(requires_grad=False)  # several processes would wait for its gradients
         self._jitter = stain_jitter
         self._seed = seed
+        self._augment = random_view if any_turn else random_symmetry
         self._agreement = Agreement()
 
     def on_fit_start(self) -> None:
@@ -83,7 +83,7 @@ class Training(L.LightningModule):
         rank = (self.global_rank,) if self.global_rank else ()
         draw = hash((self._seed, self.current_epoch, index, *rank)) % 2**63
         torch.manual_seed(draw)
-        return self._log_losses(self._augmented(batch, draw), "train")
+        return self._log_losses(self.model, self._augmented(batch, draw), "train")
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the running mean of the weights."""
@@ -96,10 +96,11 @@ class Training(L.LightningModule):
             self.model.load_state_dict(self.average.module.state_dict())
 
     def validation_step(self, batch: Batch, index: int) -> Tensor:
-        """The same on a held-out batch, as it is."""
-        if isinstance(self.model, RegressionModel):
-            self._agreement.update(self.model.predict_expression(batch.images), batch.expression, batch.section)
-        return self._log_losses(batch, "validation")
+        """The same on a held-out batch, as it is, by the weights that would be kept."""
+        model: Any = self.model if self.average is None else self.average.module
+        if isinstance(model, RegressionModel):
+            self._agreement.update(model.predict_expression(batch.images), batch.expression, batch.section)
+        return self._log_losses(model, batch, "validation")
 
     def on_validation_epoch_end(self) -> None:
         """Of a regression, how well the maps of held-out sections are told."""
@@ -110,14 +111,14 @@ class Training(L.LightningModule):
         if batch.images.ndim != 4:
             return batch
         generator = torch.Generator().manual_seed(draw)
-        images = random_symmetry(batch.images, generator)
+        images = self._augment(batch.images, generator)
         if self._jitter > 0:
             images = jitter_stain(images, self._jitter, generator)
         # Convolutions run up to twice as fast on a CPU in this layout, and on a GPU in half precision
         return batch._replace(images=images.contiguous(memory_format=torch.channels_last))
 
-    def _log_losses(self, batch: Batch, split: str) -> Tensor:
-        terms = self.model.losses(batch)
+    def _log_losses(self, model: JointModel, batch: Batch, split: str) -> Tensor:
+        terms = model.losses(batch)
         total = torch.stack(list(terms.values())).sum()
         values = {f"{split}_loss": total, **{f"{split}_{name}": value for name, value in terms.items()}}
         self.log_dict(
@@ -126,7 +127,11 @@ class Training(L.LightningModule):
         return total
 
     def configure_optimizers(self) -> Any:
-        """AdamW, at a constant rate as BLEEP or along a cosine as CMRCNet."""
+        """AdamW, at a constant rate as BLEEP or along a cosine as CMRCNet.
+
+        The cosine is as long as the method's whole course, also where fewer epochs are run: a rate that fell to its
+        end within them would not be the one by which their number was chosen.
+        """
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         settings = self._optimisation
         # One pass over each parameter instead of six: a third of a step where the genes are many
@@ -135,5 +140,5 @@ class Training(L.LightningModule):
         )
         if settings.final_learning_rate is None:
             return optimiser
-        schedule = CosineAnnealingLR(optimiser, T_max=self._epochs, eta_min=settings.final_learning_rate)
+        schedule = CosineAnnealingLR(optimiser, T_max=settings.epochs, eta_min=settings.final_learning_rate)
         return {"optimizer": optimiser, "lr_scheduler": schedule}

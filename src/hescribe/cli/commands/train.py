@@ -26,6 +26,10 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's.")] = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Train the encoder's weights too.")] = False,
+    trainable: Annotated[
+        str | None,
+        typer.Option(help="Parts of the encoder --fine-tune trains: blocks.-1,norm; all. Default: the method's."),
+    ] = None,
     inner_folds: Annotated[
         int | None, typer.Option(help="Folds left out for stopping and trust; default: 4, or 1 with --fine-tune.")
     ] = None,

@@ -1,10 +1,13 @@
-"""carhe-clip: the variant in CarHE's public code, a CLIP of frozen tile features and a panel of genes.
+"""carhe-clip: the variant in CarHE's public code, a CLIP of tile features and a panel of genes.
 
-github.com/Jwzouchenlab/CarHE (2025). Its evaluations had the answer in the retrieval gallery; here keys are training
+github.com/Jwzouchenlab/CarHE (2025). The code trains the encoder's last block but one and its last normalisation
+(``--fine-tune``); without that the features are frozen. Its evaluations had the answer in the retrieval gallery; here keys are training
 spots alone.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,7 @@ from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import contrastive_loss
 
 _COLDEST = 0.01
+_EPS = 1e-6  #: of the head's LayerNorm, as the code has it
 
 
 class CarheClipConfig(MethodConfig):
@@ -25,6 +29,14 @@ class CarheClipConfig(MethodConfig):
     temperature: float = Field(1.0, gt=0, description="where τ starts; it is learned, and never below 0.01")
     off_diagonal: float = Field(
         1.1, gt=0, description="similarities of different spots are divided by this in the targets"
+    )
+    gene_embedding: Literal["auto", "learned", "scgpt"] = Field(
+        "auto", description="of transcriptomes; auto: scGPT's where every section has obsm['X_scGPT'], else the panel"
+    )
+    augmentation: Literal["any turn", "symmetries"] = Field(
+        "any turn",
+        description="of tiles when fine-tuning: flips, any turn and crops on every other tile (published), or the "
+        "symmetries of the square as for the other methods",
     )
     optimisation: Optimisation = Optimisation(epochs=100, batch_size=32, learning_rate=1e-4, weight_decay=2e-3)
     retrieval: Retrieval = Retrieval(k=5, similarity="euclidean")
@@ -47,15 +59,20 @@ class CarheClip(JointModel):
         super().__init__()
         self.tower = tower
         self.config = config
-        self.expression_head = ProjectionHead(shapes.panel, shapes.features, dropout=config.dropout)
+        self._features = shapes.features
+        self._take(shapes.panel)
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
+
+    def _take(self, inputs: int) -> None:
+        """A projection head for transcriptomes of that many numbers: genes, or scGPT's."""
+        self.expression_head = ProjectionHead(inputs, self._features, dropout=self.config.dropout, eps=_EPS)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """The features themselves."""
         return self.tower(images)
 
     def embed_expression(self, expression: Tensor) -> Tensor:
-        """(n, panel) → (n, features)."""
+        """(n, panel), or vectors by scGPT → (n, features)."""
         return self.expression_head(expression)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -67,6 +84,13 @@ class CarheClip(JointModel):
         temperature = self.log_temperature.exp().clamp_min(_COLDEST)
         contrast = contrastive_loss(images, expression, temperature=temperature, off_diagonal=self.config.off_diagonal)
         return {"contrastive": contrast.mean()}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        # A bundle tells how many genes the panel has, not how long the vectors were that took its place
+        weight = state_dict.get(f"{prefix}expression_head.project.weight")
+        if weight is not None and weight.shape[1] != self.expression_head.project.in_features:
+            self._take(weight.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:
@@ -81,4 +105,5 @@ CARHE_CLIP = Method(
     config=CarheClipConfig,
     build=_build,
     can_fine_tune=True,
+    trainable=("blocks.-2", "norm"),
 )

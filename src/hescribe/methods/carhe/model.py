@@ -185,4 +185,5 @@ CARHE = Method(
     config=CarheConfig,
     build=_build,
     can_fine_tune=True,
+    trainable=("blocks.-2", "blocks.-1"),
 )
