@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -103,6 +105,44 @@ def test_imputation_is_the_plain_mean_of_the_neighbours(reference: Reference, mo
     for i, query in enumerate(queries):
         nearest = literal_neighbours(reference.embedding, query, 7 if mode == "mean" else 1, "cosine")
         np.testing.assert_allclose(out[i], dense[nearest].mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["mean", "weighted", "softmax", "top1"])
+@pytest.mark.parametrize("dense_bytes", [2**20, 0])
+def test_imputation_is_a_loop_over_the_spots(mode: str, dense_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several blocks of genes, one of them narrow, and without a dense copy."""
+    import hescribe.reference as module
+
+    monkeypatch.setattr(module, "DENSE_BYTES", dense_bytes)
+    rng = np.random.default_rng(6)
+    expression = sparse.random(90, 150, density=0.3, format="csr", random_state=1, dtype=np.float32)
+    obs = pd.DataFrame(index=[f"s{i}" for i in range(90)])
+    reference = Reference(rng.normal(size=(90, 6)).astype("f"), expression, tuple(f"g{i}" for i in range(150)), obs)
+    queries = rng.normal(size=(11, 6)).astype("f")
+    how = Retrieval(k=20, imputation=mode)  # type: ignore[arg-type]
+    weights, dense = reference.weights(queries, how).toarray().astype(np.float64), expression.toarray()
+    out = reference.impute(queries, how)
+    assert out.dtype == np.float32
+    for i in range(11):
+        mixed = sum(weights[i, j] * dense[j] for j in np.flatnonzero(weights[i]))
+        np.testing.assert_allclose(out[i], mixed, atol=1e-6)
+
+
+def test_imputation_has_the_same_bits_at_any_number_of_threads_and_leaves_it(reference: Reference) -> None:
+    queries = np.random.default_rng(7).normal(size=(40, 6)).astype("f")
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(reference.impute(queries, Retrieval(k=7)))
+            assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as fresh:
+                assert fresh.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
 
 
 def test_more_neighbours_than_spots(reference: Reference) -> None:

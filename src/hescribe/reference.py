@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import zarr
 from scipy import sparse
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from hescribe import keys
@@ -115,10 +117,16 @@ class Reference:
         starts = torch.tensor(weights.indptr, dtype=torch.int64)
         shares = torch.tensor(weights.data, dtype=torch.float32)
         out = torch.empty(weights.shape[0], self.expression.shape[1])
-        for part, block in zip(out.split(_GENES_AT_ONCE, dim=1), self._dense, strict=True):
+
+        def blend(part: Tensor, block: Tensor) -> None:
             part.copy_(
                 F.embedding_bag(rows, block, starts, mode="sum", per_sample_weights=shares, include_last_offset=True)
             )
+
+        # A thread a block, not a block by all threads: those wait for each other after every block, and where other
+        # work takes a processor away this waiting takes longer than the sums
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=_work_alone) as pool:
+            list(pool.map(blend, out.split(_GENES_AT_ONCE, dim=1), self._dense))
         return out.numpy()
 
     @cached_property
@@ -218,6 +226,17 @@ class _Unpack:
                 out.flush()
                 del out
         return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+@cache
+def _threads_of_torch() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")
+
+
+def _work_alone() -> None:
+    """Let torch use no threads but the one that calls this; others keep theirs, as ``torch.set_num_threads`` would not."""
+    torch.get_num_threads()  # the first question in a thread sets the number, and would do so later
+    _threads_of_torch().limit(limits=1)
 
 
 def search(

@@ -141,7 +141,8 @@ def encode_batch(module: nn.Module, images: Tensor, *, views: int = 1, precision
 def dihedral_views(images: Tensor, views: int) -> Iterator[Tensor]:
     """The first 1, 4 or 8 of a square's symmetries: right-angle rotations, then their mirror images."""
     for view in range(views):
-        rotated = torch.rot90(images, view % 4, dims=(2, 3))
+        # Turned by nothing, it would be copied all the same, out of channels-last order, and then back again
+        rotated = torch.rot90(images, view % 4, dims=(2, 3)) if view % 4 else images
         yield rotated.flip(3) if view >= 4 else rotated
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -49,6 +50,45 @@ def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest
     monkeypatch.setattr(features, "openvino_name", lambda: "")
     settled = features.settle_engine("auto", "fp32", Sweep(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
     assert settled == "torch"
+
+
+@pytest.mark.parametrize(("slower", "engine"), [(0.5, "openvino 1"), (2.0, "torch")])
+def test_each_module_is_prepared_once(
+    slower: float, engine: str, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is what runs: OpenVINO used to be compiled twice, torch's module folded three times."""
+    counted = {"folded": 0, "compiled": 0}
+
+    def fold(module, _example):  # type: ignore[no-untyped-def]
+        counted["folded"] += 1
+        return module
+
+    def compile_module(module, _input_px):  # type: ignore[no-untyped-def]
+        counted["compiled"] += 1
+        return copy.deepcopy(module)
+
+    def measure(module, images, views, *_a, **_k):  # type: ignore[no-untyped-def]
+        return features.encode_batch(module, images, views=views), next(seconds)
+
+    seconds = iter([1.0, slower])
+    monkeypatch.setattr(features, "fold_normalisation", fold)
+    monkeypatch.setattr(features, "compile_module", compile_module)
+    monkeypatch.setattr(features, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(features, "_lacks_bf16", lambda _: True)
+    monkeypatch.setattr(features, "_measure", measure)
+    monkeypatch.setattr(features, "BATCH", 1)  # else the slide is too small to be measured
+    path = predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    assert read_prediction(path).uns[keys.PROVENANCE]["engine"] == engine
+    assert counted == {"folded": 1, "compiled": 1}
+
+
+def test_that_openvino_is_missing_is_logged(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(features, "openvino_name", lambda: "")
+    with caplog.at_level("DEBUG", logger="hescribe"):
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    assert sum("OpenVINO is not installed" in record.message for record in caplog.records) == 1
 
 
 def test_asked_for_and_not_there(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

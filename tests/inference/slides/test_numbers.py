@@ -208,6 +208,7 @@ class TestPrecision:
                 yield features.Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
 
         monkeypatch.setattr(features, "_measure", measure)
+        monkeypatch.setattr(features, "_lacks_bf16", lambda _: False)
         return features.settle_precision(choice, Fake(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -219,6 +220,23 @@ class TestPrecision:
     )  # fmt: skip
     def test_choice(self, choice: str, seconds: float, noise: float, expected: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
         assert self.settle(choice, monkeypatch, seconds=seconds, noise=noise) == expected
+
+    def test_a_processor_that_has_none_is_not_tried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A MobileNet's first four tiles in bf16 took forty seconds there, longer than the slide."""
+        import torch
+
+        def measure(*_args, **_kw):  # type: ignore[no-untyped-def]
+            raise AssertionError("measured")
+
+        sweep = type("S", (), {})()
+        sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
+        sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
+        monkeypatch.setattr(features, "_measure", measure)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+        assert features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu") == "fp32"
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        with pytest.raises(AssertionError, match="measured"):
+            features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu")
 
     def test_an_encoder_without_weights_stays_in_fp32(self) -> None:
         """On a processor without bf16 the first tiles of ``stain`` took minutes."""
@@ -241,6 +259,7 @@ class TestPrecision:
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
         sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
         monkeypatch.setattr(features, "_measure", measure)
+        monkeypatch.setattr(features, "_lacks_bf16", lambda _: False)
         assert features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu") == "fp32"
 
     def test_it_is_kept(self, slide: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import describe_origin, trusted_genes
 from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
-from hescribe.inference.slides.features import encode_slide, settle_engine, settle_precision
+from hescribe.inference.slides.features import Modules, encode_slide, settle_engine, settle_precision
 from hescribe.inference.slides.plan import (
     BATCH,
     FORMAT,
@@ -65,6 +65,8 @@ class SlideJob:
         Of the slide's file.
     source
         Where the file was copied from.
+    ready
+        The encoder's modules that are prepared.
     """
 
     bundle: Bundle
@@ -77,6 +79,7 @@ class SlideJob:
     genes: list[str]
     stamp: Stamp
     source: str = ""
+    ready: Modules = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -184,11 +187,13 @@ class SlideJob:
     def _settle(self, sweep: Sweep) -> dict[str, str]:
         """Precision and engine of the encoder."""
         options, encoder = self.options, self.bundle.encoder
-        where = {"views": self.bundle.extraction.views, "device": self.devices[0]}
+        where = {"views": self.bundle.extraction.views, "device": self.devices[0], "ready": self.ready}
         asked = "fp32" if options.engine == "openvino" else options.precision
         precision = settle_precision(asked, sweep, encoder, **where)  # type: ignore[arg-type]
         choice = TORCH if options.engine == "auto" and options.precision != "auto" else options.engine
         engine = settle_engine(choice, precision, sweep, encoder, **where)  # type: ignore[arg-type]
+        for key in [key for key in self.ready if key[1] != engine]:
+            del self.ready[key]  # weights can be large
         return {"precision": precision if engine == TORCH else "fp32", "engine": engine}
 
     def _sweep(self, cells: Cells, centres: Centres, scales: Sequence[float] | None = None) -> Sweep:
@@ -210,6 +215,7 @@ class SlideJob:
             precision=plan["precision"],
             devices=self.devices,
             engine=plan.get("engine", TORCH),
+            ready=self.ready,
         )
         features = encode(sweep=self._sweep(cells, centres))
         beside = None
