@@ -174,6 +174,7 @@ def test_a_finished_one_is_not_made_again_and_a_new_encoder_joins(
 
 
 @pytest.mark.usefixtures("no_page")
+@pytest.mark.slow
 def test_a_second_seed_and_protocol(folder: Path, sections: list[Section], trained: Count) -> None:
     more = benchmark(sections, ["mean"], CONFIG, output=folder, protocol="leave-one-section-out", seed=[0, 1])
     assert trained() == 2 * 2

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from hescribe.errors import InputError
+from hescribe.io.manifest import ManifestRow
+from hescribe.sections import Section
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
 from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader
+from hescribe.training.inputs.data import check_features
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.panel import choose_panel, gene_table
 
@@ -161,3 +164,11 @@ def test_harmony_brings_sections_together_and_leaves_the_rest_alone() -> None:
     assert gap(out) < 0.5 * gap(shifted)
     np.testing.assert_array_equal(out[section == 2], expression.toarray()[section == 2])
     np.testing.assert_array_equal(out[:, 4], 1.0)
+
+
+def test_features_that_are_no_numbers_are_refused_by_name() -> None:
+    """Weights cut short used to end in a traceback of LAPACK."""
+    section = Section(ManifestRow("S7", "P", Path("s.png"), Path("s.h5ad")))
+    check_features(np.zeros((3, 2), dtype="f"), section, "broken")
+    with pytest.raises(InputError, match=r"broken.*'S7'.*no finite numbers"):
+        check_features(np.array([[0, np.nan]], dtype="f"), section, "broken")

@@ -25,7 +25,7 @@ from torch import nn
 from hescribe import keys
 from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, TokenTower, describe_tiles
 from hescribe.encoders.extract import tile_stack
-from hescribe.errors import HescribeError, InputError
+from hescribe.errors import HescribeError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.predictors import Head, RegressionHead, in_blocks, retrieval_head
 from hescribe.io.store import write_atomically
@@ -44,7 +44,7 @@ from hescribe.sections import Section
 from hescribe.training import processes
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader, training_loader
-from hescribe.training.inputs.data import TrainingData
+from hescribe.training.inputs.data import TrainingData, check_features
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.unpaired import UnpairedData
 from hescribe.training.memory import keep_freed_memory
@@ -151,12 +151,7 @@ class Fitter:
         sections = self.data.sections
         parts = processes.dealt(sections, describe) if reusable else [describe(s) for s in sections]
         for section, part in zip(sections, parts, strict=True):
-            if not np.isfinite(part.full).all():
-                raise InputError(
-                    f"section {section.section_id!r}: the encoder gives features that are no finite numbers",
-                    path=self.encoder.name,
-                    fix="are its weights whole?",
-                )
+            check_features(part.full, section, encoder.name)
         return Described(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def fit(

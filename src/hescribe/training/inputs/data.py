@@ -18,7 +18,7 @@ from hescribe.methods.base import Origin
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.panel import choose_panel, gene_table, shared_genes
-from hescribe.types import Centres, SparseExpression
+from hescribe.types import Centres, Features, SparseExpression
 
 _FEWEST_SPOTS = 10
 
@@ -99,6 +99,16 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     genes[keys.IN_PANEL] = panel
     centres = np.concatenate([np.asarray(t.obsm[keys.SPATIAL], dtype=np.float64) for t in tables])
     return TrainingData(paired, logged[:, kept].tocsr(), genes[kept].copy(), section, centres, tuple(measured))
+
+
+def check_features(features: Features, section: Section, encoder: str) -> None:
+    """Refuse features that no method can learn from; InputError names the section and the encoder."""
+    if not np.isfinite(features).all():
+        raise InputError(
+            f"section {section.section_id!r}: the encoder gives features that are no finite numbers",
+            path=encoder,
+            fix="are its weights whole?",
+        )
 
 
 def _columns(matrix: SparseExpression, names: pd.Index, wanted: list[str]) -> SparseExpression:
