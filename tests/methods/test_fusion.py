@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes
+from hescribe.methods.baselines.ridge import mean_pcc
 from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion.model import Fusion, FusionConfig
 from hescribe.methods.fusion.programs import (
@@ -18,7 +19,6 @@ from hescribe.methods.fusion.programs import (
     Strength,
     centre_sections,
     choose_strength,
-    mean_pcc,
     patient_folds,
     section_folds,
     solve_map,

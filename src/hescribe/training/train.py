@@ -203,16 +203,16 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
 
 def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
     data = fitter.data
-    predicted = _predict(fitter, fitted, (features, held), known_patient=known_patient)
+    predicted = _predict(fitter, fitted, features, held, known_patient=known_patient)
     truth = data.expression[held].toarray()
     section = data.section[held]
     pcc = [pearson_per_gene(predicted[section == s], truth[section == s]) for s in np.unique(section)]
     return _Judged(np.abs(predicted - truth), pcc)
 
 
-def _predict(fitter: Fitter, fitted: Fitted, described: tuple[Features, Rows], *, known_patient: bool) -> Expression:
+def _predict(fitter: Fitter, fitted: Fitted, features: Features, rows: Rows, *, known_patient: bool) -> Expression:
     """Rows of the training data predicted, section by section, as a bundle would."""
-    data, (features, rows) = fitter.data, described
+    data = fitter.data
     predicted = np.empty((len(rows), len(data.genes)), dtype=np.float32)
     for number in np.unique(data.section[rows]):
         own = np.flatnonzero(data.section == number)

@@ -148,22 +148,27 @@ def choose_penalty(scores: npt.NDArray[np.float64], expression: SparseExpression
     totals = np.zeros(len(_PENALTIES))
     for group in np.unique(origin.group):
         inside = origin.group == group
-        sections = [origin.section == s for s in np.unique(origin.section[inside])]
-        sections = [s for s in sections if s.sum() >= 3]
-        if inside.all() or not sections:
+        names, spots = np.unique(origin.section[inside], return_counts=True)
+        judged = inside & np.isin(origin.section, names[spots >= 3])
+        if inside.all() or not judged.any():
             continue
+        truth, section = subset[judged].toarray().astype(np.float64), origin.section[judged]
         fitted = solve_ridge(scores[~inside], subset[~inside], _PENALTIES)
-        for section in sections:
-            truth = subset[section].toarray().astype(np.float64)
-            totals += [_mean_correlation(scores[section] @ c, truth) / len(sections) for c in fitted]
+        totals += [np.mean(mean_pcc(scores[judged] @ coefficients, truth, section)) for coefficients in fitted]
     return _PENALTIES[int(totals.argmax())] if totals.any() else 0.01
 
 
-def _mean_correlation(predicted: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> float:
-    """Over genes, across the spots of one section."""
-    p, t = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
-    norm = np.linalg.norm(p, axis=0) * np.linalg.norm(t, axis=0)
-    return float(np.mean((p * t).sum(axis=0) / np.maximum(norm, 1e-12)))
+def mean_pcc(
+    predicted: npt.NDArray[np.float64], truth: npt.NDArray[np.float64], section: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float64]:
+    """Correlation of each gene within each section, averaged over sections."""
+    names = np.unique(section)
+    total = np.zeros(truth.shape[1])
+    for name in names:
+        p, t = (values[section == name] - values[section == name].mean(axis=0) for values in (predicted, truth))
+        norm = np.sqrt((p**2).sum(axis=0) * (t**2).sum(axis=0))
+        total += (p * t).sum(axis=0) / np.maximum(norm, 1e-12)
+    return total / len(names)
 
 
 def _most_variable(expression: SparseExpression, count: int) -> npt.NDArray[np.intp]:

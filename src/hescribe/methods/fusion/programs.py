@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
 from hescribe.methods.base import MethodConfig, Origin
+from hescribe.methods.baselines.ridge import mean_pcc
 from hescribe.types import SparseExpression
 
 Array = npt.NDArray[np.float64]
@@ -176,14 +177,3 @@ def _mean_by_unit(predicted: Array, truth: Array, section: npt.NDArray[np.intp],
     return np.asarray(
         np.mean([mean_pcc(predicted[unit == u], truth[unit == u], section[unit == u]) for u in np.unique(unit)], axis=0)
     )
-
-
-def mean_pcc(predicted: Array, truth: Array, section: npt.NDArray[np.intp]) -> Array:
-    """Correlation of each gene within each section, averaged over sections."""
-    names = np.unique(section)
-    total = np.zeros(truth.shape[1])
-    for name in names:
-        p, t = (values[section == name] - values[section == name].mean(axis=0) for values in (predicted, truth))
-        norm = np.sqrt((p**2).sum(axis=0) * (t**2).sum(axis=0))
-        total += (p * t).sum(axis=0) / np.maximum(norm, 1e-12)
-    return total / len(names)

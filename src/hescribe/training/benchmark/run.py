@@ -12,6 +12,7 @@ import pandas as pd
 
 from hescribe.errors import HescribeError, InputError, LeakageError, OutputError
 from hescribe.evaluation.scores import SectionScores
+from hescribe.evaluation.splits import patient_key
 from hescribe.report.benchmark import write_benchmark_page
 from hescribe.sections import Section
 from hescribe.training.benchmark.execute import Execution, Finished
@@ -226,7 +227,7 @@ def _settings(plan: Plan, sections: Sequence[Section], folder: Path) -> dict[str
     used = [s for s in sections if any(s.section_id in (*x.train, *x.test) for y in plan.splits.values() for x in y)]
     facts = {
         "Sections": ", ".join(s.section_id for s in used),
-        "Patients": str(len({s.patient_id.strip().casefold() for s in used})),
+        "Patients": str(len({patient_key(s) for s in used})),
         "Gene panel": config.genes,
         "Tile": f"{config.tile_um:g} µm",
         "Inner folds": str(config.folds),
