@@ -20,10 +20,12 @@ _TILES_PER_COMPONENT = 4  #: training tiles that a component needs at least, or 
 _NEIGHBOURS = 5  #: a tile's distance is to its fifth nearest, so that one odd training tile counts for little
 _FAR = 0.99  #: quantile of the training tiles' own distances that features and colours are compared by
 _NORMAL_90 = 1.645  #: half-width of a normal distribution's 90 % interval, in standard deviations
-#: τ = 0.22 √μ + 0.30 μ, such that a gene's means in two patients differ by less than 1.645 τ in nine of ten pairs, for a
-#: mean μ of log1p expression: a fit to all pairs of seven patients of HER2ST (19 sections), over genes of all levels;
-#: 0.1 at μ = 0.1, 0.9 at 2, 1.6 at 4
-_BETWEEN_PATIENTS = (0.22, 0.30)
+#: τ = 0.4 √μ + 0.5 μ, how far the mean of a gene at level μ (log1p) differs between two patients: 0.2 at μ = 0.1, 1.6 at
+#: 2, 2.8 at 4. Beyond the differences of means that were seen, as spots of another patient differ in spread, too.
+#: Set, with the shares, by coverage at the spots of all others of HER2ST's seven patients, over genes of all levels
+#: and the highest expressed and most variable ones alike (benchmarks/patients.py)
+_BETWEEN_PATIENTS = (0.4, 0.5)
+_SHARE_OF_SEVERAL = 0.5  #: of τ², where two to six patients were left out whole; it falls with their number beyond
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,10 @@ class Trust:
     def for_another_patient(self, mean: PerGene, *, patients: int = 1) -> Trust:
         """What left-out spots of a few patients say about one more patient, whose genes have other levels.
 
-        The half-width becomes ``√(interval² + c (1.645 τ)²)``, with τ a prior for how far a gene's mean differs between
+        The half-width becomes ``√(interval² + c (1.645 τ)²)``, with τ a prior for how far a gene's level differs between
         two patients (``_BETWEEN_PATIENTS``). Of one patient only sections could be left out, which tell nothing of
-        it: c = 1. K patients left out whole do tell, but a quantile over the spots of few patients is too small: with
-        normal differences it covers 74 to 89 % for K = 2 and 81 to 90 % for K = 3, and c = 1 / 2K brings that to 86 to 91 %.
+        it: c = 1. K patients left out whole do tell, but how patients differ is seen K times, not once a spot, and the
+        genes that vary most in a new patient are in part others: c = 1/2, and 3/K beyond six.
 
         Parameters
         ----------
@@ -185,7 +187,7 @@ class Trust:
         root, slope = _BETWEEN_PATIENTS
         level = np.maximum(mean, 0.0)
         shift = _NORMAL_90 * (root * np.sqrt(level) + slope * level)
-        share = 1.0 if patients < 2 else 0.5 / patients
+        share = 1.0 if patients < 2 else min(_SHARE_OF_SEVERAL, 3.0 / patients)
         return replace(self, interval=np.sqrt(self.interval**2 + share * shift**2))
 
     def arrays(self) -> dict[str, PerGene]:
@@ -193,7 +195,9 @@ class Trust:
         return asdict(self)
 
 
-def fit_trust(residuals: list[Features], novelty: list[npt.NDArray[np.float32]], expected_pcc: PerGene) -> Trust:
+def fit_trust(
+    residuals: list[Features], novelty: list[npt.NDArray[np.float32]], expected_pcc: PerGene, *, level: PerGene
+) -> Trust:
     """Conformal intervals from the residuals of left-out sections.
 
     Parameters
@@ -204,15 +208,16 @@ def fit_trust(residuals: list[Features], novelty: list[npt.NDArray[np.float32]],
         Per left-out section, (n,) novelty of its tiles, as seen by the model that did not know them.
     expected_pcc
         (g,) cross-validated correlations.
+    level
+        (g,) mean of each gene in training, by which a tile's errors are weighed: how errors grow with novelty shows in
+        the genes that are expressed, and thousands of others, whose errors are counting noise, would hide it.
     """
     errors = np.concatenate(residuals)
     percentiles = np.concatenate(novelty)
     edges = np.quantile(percentiles, (1 / 3, 2 / 3))
     part = np.searchsorted(edges, percentiles, side="right")
-    typical = np.maximum(errors.mean(axis=0), 1e-6)
-    relative = (errors / typical).mean(axis=1)
-    overall = relative.mean()
-    scale = np.array([relative[part == i].mean() / overall if (part == i).any() else 1.0 for i in range(3)])
+    weighed = errors @ np.maximum(level, 0.0) + 1e-9  # where nothing is expressed or wrong, all tiles are alike
+    scale = np.array([weighed[part == i].mean() / weighed.mean() if (part == i).any() else 1.0 for i in range(3)])
     # A tile farther away is never given a narrower interval: that could only be chance
     scale = np.maximum.accumulate(scale)
     scaled = errors / scale[part][:, None]

@@ -289,20 +289,21 @@ def _extended(trust: Trust | None, n_genes: int) -> Trust | None:
 def _trusts_of_measured(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
     staying = [(f.known, f.novelty) for f in folds if f.known is not None]
     strangers = [f for f in folds if f.known is None]
-    known = _trust(staying) if staying else None
+    known = _trust(staying, mean) if staying else None
     if not folds:
         return None, known
     # A few patients, and still more a single one, hardly tell how much patients differ
-    new = _trust([(f.new, f.novelty) for f in strangers or folds])
+    new = _trust([(f.new, f.novelty) for f in strangers or folds], mean)
     return new.for_another_patient(mean, patients=sum(f.patients for f in strangers) or 1), known
 
 
-def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]]) -> Trust:
+def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]], mean: PerGene) -> Trust:
     per_section = np.stack([pcc for one, _ in judged for pcc in one.pcc])
     seen = np.isfinite(per_section)
     with np.errstate(invalid="ignore"):
         expected = np.where(seen, per_section, 0).sum(axis=0) / np.where(seen.any(axis=0), seen.sum(axis=0), np.nan)
-    return fit_trust([one.residuals for one, _ in judged], [novelty for _, novelty in judged], expected)
+    residuals = [one.residuals for one, _ in judged]
+    return fit_trust(residuals, [novelty for _, novelty in judged], expected, level=mean)
 
 
 def _run_folder(output: Path) -> Path:
