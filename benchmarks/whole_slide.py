@@ -39,8 +39,8 @@ from hescribe.encoders.extract import encode_batch, to_tensor
 from hescribe.encoders.stain import load_colours
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides import predict_slide
-from hescribe.inference.slides.features import load_module
 from hescribe.inference.slides.plan import BATCH, Work
+from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.trust import Novelty
 from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, Origin, Shapes
@@ -163,7 +163,7 @@ class Peak:
 
 def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str, engine: str) -> float:
     """Tiles per second of the encoder on batches in memory, the best of three."""
-    module = load_module(encoder, device, engine)
+    module = PreparedEncoder(encoder).take(device, engine)
     images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
     best = 0.0
     for _ in range(3):

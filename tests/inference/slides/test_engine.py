@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 from hescribe import keys
 from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
-from hescribe.inference.slides import features, job, predict_slide
+from hescribe.inference.slides import job, predict_slide, predict_slides, prepared
 from hescribe.inference.slides.plan import Work
+from hescribe.slides.blocks.sweep import Batch
 from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 
 
@@ -28,7 +31,7 @@ class Sweep:
     placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
 
     def batches(self, *_args, **_kw):  # type: ignore[no-untyped-def]
-        yield features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])
+        yield Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(
@@ -41,14 +44,18 @@ def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest
     odd = exact.clone()
     odd[1] += noise * exact[1].norm() * torch.eye(8)[0]
     compiled = torch.nn.Identity()
-    monkeypatch.setattr(features, "openvino_name", lambda: "openvino 1")
-    monkeypatch.setattr(features, "compile_module", lambda *_: compiled)
-    monkeypatch.setattr(features, "encode_batch", lambda *_a, **_k: exact)
-    monkeypatch.setattr(features, "_measure", lambda m, *_: (odd, seconds) if m is compiled else (exact, 1.0))
-    settled = features.settle_engine("auto", "fp32", Sweep(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(prepared, "compile_module", lambda *_: compiled)
+    monkeypatch.setattr(prepared, "encode_batch", lambda *_a, **_k: exact)
+    monkeypatch.setattr(prepared, "_measure", lambda m, *_: (odd, seconds) if m is compiled else (exact, 1.0))
+    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(
+        "auto", "fp32", Sweep(), views=1, device="cpu"
+    )  # type: ignore[arg-type]
     assert settled == expected
-    monkeypatch.setattr(features, "openvino_name", lambda: "")
-    settled = features.settle_engine("auto", "fp32", Sweep(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "")
+    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(
+        "auto", "fp32", Sweep(), views=1, device="cpu"
+    )  # type: ignore[arg-type]
     assert settled == "torch"
 
 
@@ -56,7 +63,7 @@ def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest
 def test_each_module_is_prepared_once(
     slower: float, engine: str, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured is what runs: OpenVINO used to be compiled twice, torch's module folded three times."""
+    """What was measured is what runs, on the next slide too: OpenVINO used to be compiled twice for each slide."""
     counted = {"folded": 0, "compiled": 0}
 
     def fold(module, _example):  # type: ignore[no-untyped-def]
@@ -68,31 +75,46 @@ def test_each_module_is_prepared_once(
         return copy.deepcopy(module)
 
     def measure(module, images, views, *_a, **_k):  # type: ignore[no-untyped-def]
-        return features.encode_batch(module, images, views=views), next(seconds)
+        return prepared.encode_batch(module, images, views=views), next(seconds)
 
     seconds = iter([1.0, slower])
-    monkeypatch.setattr(features, "fold_normalisation", fold)
-    monkeypatch.setattr(features, "compile_module", compile_module)
-    monkeypatch.setattr(features, "openvino_name", lambda: "openvino 1")
-    monkeypatch.setattr(features, "_lacks_bf16", lambda _: True)
-    monkeypatch.setattr(features, "_measure", measure)
-    monkeypatch.setattr(features, "BATCH", 1)  # else the slide is too small to be measured
-    path = predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
-    assert read_prediction(path).uns[keys.PROVENANCE]["engine"] == engine
+    monkeypatch.setattr(prepared, "fold_normalisation", fold)
+    monkeypatch.setattr(prepared, "compile_module", compile_module)
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: True)
+    monkeypatch.setattr(prepared, "_measure", measure)
+    monkeypatch.setattr(prepared, "_FEWEST", 1)  # else the slide is too small to be measured
+    another = shutil.copy(slide, tmp_path / "another.tif")
+    for path in predict_slides(make_bundle(), [slide, another], tmp_path / "out"):
+        assert read_prediction(path).uns[keys.PROVENANCE]["engine"] == engine
     assert counted == {"folded": 1, "compiled": 1}
+
+
+def test_a_small_slide_after_a_large_one_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the order of slides would decide its numbers."""
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(prepared, "compile_module", lambda module, _: copy.deepcopy(module))
+    monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: True)
+    monkeypatch.setattr(prepared, "_pays", lambda *_a, **_k: True)
+    small, encoder = Sweep(), prepared.PreparedEncoder(make_bundle().encoder)
+    small.placements = (type("P", (), {"corners": np.empty((20, 2))}),)
+    settle = partial(encoder.settle, "auto", "auto", views=1, device="cpu")
+    assert [settle(sweep=s) for s in (small, Sweep(), small, Sweep())] == [  # type: ignore[arg-type]
+        ("fp32", "torch"), ("fp32", "openvino 1"), ("fp32", "torch"), ("fp32", "openvino 1"),
+    ]  # fmt: skip
 
 
 def test_that_openvino_is_missing_is_logged(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(features, "openvino_name", lambda: "")
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "")
     with caplog.at_level("DEBUG", logger="hescribe"):
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
     assert sum("OpenVINO is not installed" in record.message for record in caplog.records) == 1
 
 
 def test_asked_for_and_not_there(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "openvino_name", lambda: "")
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "")
     with pytest.raises(InputError, match="not installed"):
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr", engine="openvino")
 
@@ -122,7 +144,7 @@ def test_begun_with_another_version(slide: Path, tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(job, "encode_slide", stop)
-        patch.setattr(job, "settle_engine", lambda *_a, **_k: "openvino 1")
+        patch.setattr(prepared.PreparedEncoder, "settle_engine", lambda *_a, **_k: "openvino 1")
         with pytest.raises(KeyboardInterrupt):
             predict_slide(bundle, slide, output)
     assert (Work.beside(output).plan or {})["engine"] == "openvino 1"

@@ -14,9 +14,10 @@ from hescribe import keys
 from hescribe.encoders import Extraction, describe_tiles
 from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
-from hescribe.inference.slides import expression, features, predict_slide
+from hescribe.inference.slides import expression, features, predict_slide, prepared
 from hescribe.inference.slides.expression import block_rows, moments
 from hescribe.methods import METHODS
+from hescribe.slides.blocks.sweep import Batch
 from hescribe.slides.tiles import SlideTiles
 from hescribe.types import Context
 from tests.inference.slides.made import GENES, MPP, draw_slide, make_bundle, write_slide
@@ -205,11 +206,11 @@ class TestPrecision:
             placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
 
             def batches(self, *_args, **_kw):  # type: ignore[no-untyped-def]
-                yield features.Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
+                yield Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
 
-        monkeypatch.setattr(features, "_measure", measure)
-        monkeypatch.setattr(features, "_lacks_bf16", lambda _: False)
-        return features.settle_precision(choice, Fake(), make_bundle().encoder, views=1, device="cpu")  # type: ignore[arg-type]
+        monkeypatch.setattr(prepared, "_measure", measure)
+        monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: False)
+        return prepared.PreparedEncoder(make_bundle().encoder).settle_precision(choice, Fake(), views=1, device="cpu")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("choice", "seconds", "noise", "expected"),
@@ -230,13 +231,16 @@ class TestPrecision:
 
         sweep = type("S", (), {})()
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
-        sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
-        monkeypatch.setattr(features, "_measure", measure)
+        sweep.batches = lambda *_a, **_k: iter([Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
+        monkeypatch.setattr(prepared, "_measure", measure)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-        assert features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu") == "fp32"
+        assert (
+            prepared.PreparedEncoder(make_bundle().encoder).settle_precision("auto", sweep, views=1, device="cpu")
+            == "fp32"
+        )
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
         with pytest.raises(AssertionError, match="measured"):
-            features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu")
+            prepared.PreparedEncoder(make_bundle().encoder).settle_precision("auto", sweep, views=1, device="cpu")
 
     def test_an_encoder_without_weights_stays_in_fp32(self) -> None:
         """On a processor without bf16 the first tiles of ``stain`` took minutes."""
@@ -244,10 +248,13 @@ class TestPrecision:
 
         sweep = type("S", (), {})()
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
-        sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 224, 224, 3), np.uint8)])])
-        assert features.settle_precision("auto", sweep, load_encoder("stain"), views=1, device="cpu") == "fp32"
+        sweep.batches = lambda *_a, **_k: iter([Batch(0, [np.zeros((4, 224, 224, 3), np.uint8)])])
+        assert (
+            prepared.PreparedEncoder(load_encoder("stain")).settle_precision("auto", sweep, views=1, device="cpu")
+            == "fp32"
+        )
         with pytest.raises(InputError, match="no weights to use in bf16"):
-            features.settle_precision("bf16", sweep, load_encoder("stain"), views=1, device="cpu")
+            prepared.PreparedEncoder(load_encoder("stain")).settle_precision("bf16", sweep, views=1, device="cpu")
 
     def test_an_operation_that_is_missing_is_no_obstacle(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def measure(_m, images, _v, precision, **_kw):  # type: ignore[no-untyped-def]
@@ -257,10 +264,13 @@ class TestPrecision:
 
         sweep = type("S", (), {})()
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
-        sweep.batches = lambda *_a, **_k: iter([features.Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
-        monkeypatch.setattr(features, "_measure", measure)
-        monkeypatch.setattr(features, "_lacks_bf16", lambda _: False)
-        assert features.settle_precision("auto", sweep, make_bundle().encoder, views=1, device="cpu") == "fp32"
+        sweep.batches = lambda *_a, **_k: iter([Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
+        monkeypatch.setattr(prepared, "_measure", measure)
+        monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: False)
+        assert (
+            prepared.PreparedEncoder(make_bundle().encoder).settle_precision("auto", sweep, views=1, device="cpu")
+            == "fp32"
+        )
 
     def test_it_is_kept(self, slide: Path, tmp_path: Path) -> None:
         path = predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="bf16")

@@ -17,6 +17,7 @@ import zarr
 from hescribe.errors import BundleError, HescribeError, HescribeWarning, OutputError
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.cohorts.sources import describe, is_url, look_up, staged, staged_path
+from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.slides.run import predict_slide
 
 _ONE_AT_A_TIME = threading.Lock()  #: a worker may have several threads; what a slide is read with, only one at a time
@@ -99,14 +100,16 @@ def _predict(task: Task) -> Outcome:
     if there and found and found == task.found:  # not fetched again only to see that nothing is to be done
         return Outcome("done", tiles=_count_tiles(output), kept=True, found=found)
     path = staged_path(task.slide, task.output, task.scratch) if url else Path(task.slide)
+    bundle, encoder = _load(task.bundle, task.bundle_hash)
     with staged(task.slide, path, found) if url else nullcontext():
         predict_slide(
-            _load(task.bundle, task.bundle_hash),
+            bundle,
             path,
             output,
             device=task.device,
             overwrite=task.overwrite,
             source=task.slide if url else "",
+            encoder=encoder,
             **task.options,
         )
     return Outcome("done", tiles=_count_tiles(output), kept=there, found=found)
@@ -120,11 +123,12 @@ def _name_source(text: str, task: Task) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, expected: str) -> Bundle:
+def _load(path: str, expected: str) -> tuple[Bundle, PreparedEncoder]:
+    """A worker's bundle, and its encoder as it was prepared for the slides before."""
     bundle = load_bundle(path)
     if bundle.hash != expected:
         raise BundleError("not the bundle that this run began with", path=path, fix="run it again")
-    return bundle
+    return bundle, PreparedEncoder(bundle.encoder)
 
 
 def _count_tiles(output: Path) -> int:

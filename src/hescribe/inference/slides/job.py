@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import describe_origin, trusted_genes
 from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
-from hescribe.inference.slides.features import Modules, encode_slide, settle_engine, settle_precision
+from hescribe.inference.slides.features import encode_slide
 from hescribe.inference.slides.plan import (
     BATCH,
     FORMAT,
@@ -35,6 +35,7 @@ from hescribe.inference.slides.plan import (
     hash_names,
     read_finished,
 )
+from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.io.rows import GrowingTable
 from hescribe.io.store import publish
 from hescribe.slides.blocks.cells import Cells, open_cells
@@ -63,10 +64,10 @@ class SlideJob:
         Which are written.
     stamp
         Of the slide's file.
+    encoder
+        The bundle's, with what was prepared for other slides.
     source
         Where the file was copied from.
-    ready
-        The encoder's modules that are prepared.
     """
 
     bundle: Bundle
@@ -78,12 +79,19 @@ class SlideJob:
     mpp: Mpp
     genes: list[str]
     stamp: Stamp
+    encoder: PreparedEncoder
     source: str = ""
-    ready: Modules = field(default_factory=dict)
 
     @classmethod
     def prepare(
-        cls, bundle: Bundle, path: Path, output: Path, options: SlideOptions, *, devices: tuple[str, ...]
+        cls,
+        bundle: Bundle,
+        path: Path,
+        output: Path,
+        options: SlideOptions,
+        *,
+        devices: tuple[str, ...],
+        encoder: PreparedEncoder,
     ) -> SlideJob:
         """Open the slide and find out what its prediction depends on."""
         known = bool(options.patient) and bundle.knows_patient(options.patient)
@@ -92,7 +100,7 @@ class SlideJob:
         mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, path=path)
         there = (read_finished(output) if output.exists() else None) or Work.beside(output).plan or {}
         earlier = Stamp(**there["stamp"]) if "stamp" in there else None
-        return cls(bundle, path, output, options, devices, slide, mpp, genes, Stamp.of(path, earlier))
+        return cls(bundle, path, output, options, devices, slide, mpp, genes, Stamp.of(path, earlier), encoder)
 
     @property
     def known_patient(self) -> bool:
@@ -186,15 +194,11 @@ class SlideJob:
 
     def _settle(self, sweep: Sweep) -> dict[str, str]:
         """Precision and engine of the encoder."""
-        options, encoder = self.options, self.bundle.encoder
-        where = {"views": self.bundle.extraction.views, "device": self.devices[0], "ready": self.ready}
-        asked = "fp32" if options.engine == "openvino" else options.precision
-        precision = settle_precision(asked, sweep, encoder, **where)  # type: ignore[arg-type]
-        choice = TORCH if options.engine == "auto" and options.precision != "auto" else options.engine
-        engine = settle_engine(choice, precision, sweep, encoder, **where)  # type: ignore[arg-type]
-        for key in [key for key in self.ready if key[1] != engine]:
-            del self.ready[key]  # weights can be large
-        return {"precision": precision if engine == TORCH else "fp32", "engine": engine}
+        options, views = self.options, self.bundle.extraction.views
+        precision, engine = self.encoder.settle(
+            options.precision, options.engine, sweep, views=views, device=self.devices[0]
+        )
+        return {"precision": precision, "engine": engine}
 
     def _sweep(self, cells: Cells, centres: Centres, scales: Sequence[float] | None = None) -> Sweep:
         how, size_px = self.bundle.extraction, self.bundle.encoder.input_px
@@ -210,12 +214,11 @@ class SlideJob:
         encode = partial(
             encode_slide,
             work,
-            encoder=bundle.encoder,
+            prepared=self.encoder,
             views=how.views,
             precision=plan["precision"],
             devices=self.devices,
             engine=plan.get("engine", TORCH),
-            ready=self.ready,
         )
         features = encode(sweep=self._sweep(cells, centres))
         beside = None

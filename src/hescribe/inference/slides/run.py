@@ -17,6 +17,7 @@ from hescribe.errors import HescribeError, InputError, OutputError
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides.job import SlideJob
 from hescribe.inference.slides.plan import SlideOptions, alone
+from hescribe.inference.slides.prepared import PreparedEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def predict_slide(
     device: str = "cpu",
     overwrite: bool = False,
     source: str = "",
+    encoder: PreparedEncoder | None = None,
     **options: Unpack[Options],
 ) -> Path:
     """Predict a whole slide into the Zarr store ``output``, on a grid of tiles over its tissue.
@@ -82,6 +84,8 @@ def predict_slide(
         Replace what is there, and begin anew where a begun prediction is another.
     source
         Where the slide comes from, where ``path`` is a copy; noted in the provenance.
+    encoder
+        The bundle's, prepared: for many slides in turn, which then start at once.
     **options
         As in ``SlideOptions``.
 
@@ -94,10 +98,12 @@ def predict_slide(
         cannot be written.
     """
     settings = SlideOptions(**options)
-    target = Path(output)
+    target, prepared = Path(output), encoder or PreparedEncoder(bundle.encoder)
     try:
         with alone(target), _one_thread_each():
-            job = SlideJob.prepare(bundle, Path(path), target, settings, devices=resolve_devices(device))
+            job = SlideJob.prepare(
+                bundle, Path(path), target, settings, devices=resolve_devices(device), encoder=prepared
+            )
             return replace(job, source=source).run(overwrite=overwrite)
     except OSError as error:
         again = "run it again to go on where it stopped"
@@ -142,10 +148,12 @@ def predict_slides(
     paths = find_slides(slides)
     written: list[Path] = []
     failed: list[Path] = []
+    encoder = PreparedEncoder(bundle.encoder)
     for path in paths:
         try:
             target = Path(output) / f"{path.stem}.zarr"
-            written.append(predict_slide(bundle, path, target, device=device, overwrite=overwrite, **options))
+            where = {"device": device, "overwrite": overwrite, "encoder": encoder}
+            written.append(predict_slide(bundle, path, target, **where, **options))  # type: ignore[arg-type]
         except HescribeError as error:
             if not keep_going or len(paths) == 1:
                 raise
