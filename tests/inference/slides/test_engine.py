@@ -35,7 +35,7 @@ class Sweep:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "noise", "expected"), [(0.5, 0.0, "openvino 1"), (0.9, 0.0, "torch"), (0.5, 0.1, "torch")]
+    ("seconds", "noise", "expected"), [(0.5, 0.0, "openvino 1"), (0.97, 0.0, "torch"), (0.5, 0.1, "torch")]
 )
 def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
