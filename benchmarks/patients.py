@@ -59,8 +59,8 @@ def gene_sets(expression: np.ndarray) -> np.ndarray:
     return np.stack([detected > 0, detected >= 0.1, *top])
 
 
-def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray]:
-    """Intervals from what was left out in turn, before any prior, and the training mean."""
+def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray, np.ndarray]:
+    """Intervals from what was left out in turn, before any prior; the training mean, and that of each patient."""
     names = [s for s, p in cohort.patient.items() if p in patients]
     groups = {s: (cohort.patient[s] if len(patients) > 1 else s) for s in names}
     residuals = []
@@ -69,8 +69,11 @@ def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray]
         others = [cohort.expression[s] for s in names if groups[s] != group] or inside
         residuals.append(np.abs(np.concatenate(inside) - np.concatenate(others).mean(axis=0)))
     mean = np.concatenate([cohort.expression[s] for s in names]).mean(axis=0)
+    levels = [
+        np.concatenate([cohort.expression[s] for s in names if cohort.patient[s] == p]).mean(axis=0) for p in patients
+    ]
     alike = [np.zeros(len(r), dtype=np.float32) for r in residuals]
-    return fit_trust(residuals, alike, np.zeros(len(mean)), level=mean), mean
+    return fit_trust(residuals, alike, np.zeros(len(mean)), level=mean), mean, np.stack(levels)
 
 
 def coverage(cohort: Cohort, trust: Trust, mean: np.ndarray, patients: tuple[str, ...]) -> np.ndarray:
@@ -102,9 +105,9 @@ def main() -> None:
         np.random.default_rng(0).shuffle(drawn)
         bare, wide = [], []
         for patients in (tuple(d) for d in drawn[:MOST_SETS]):
-            trust, mean = learn(cohort, patients)
+            trust, mean, levels = learn(cohort, patients)
             bare.append(coverage(cohort, trust, mean, patients))
-            wide.append(coverage(cohort, trust.for_another_patient(mean, patients=count), mean, patients))
+            wide.append(coverage(cohort, trust.for_another_patient(mean, levels), mean, patients))
         without, with_prior = np.concatenate(bare), np.concatenate(wide)
         print(f"{count} training patients, {len(with_prior)} pairs with a new one: {', '.join(SETS)}")
         for name, figures in (("without the prior", without), ("with it", with_prior)):

@@ -240,4 +240,5 @@ def test_the_command_line_starts_processes_and_torchrun_may_start_them(manifest:
         assert done.stderr.count("fitting on all") == 1
         assert (tmp_path / f"{name}.config.yaml").is_file()
         found.append(load_bundle(tmp_path / name))
-    np.testing.assert_array_equal(curve(found[0]), curve(found[1]))
+    # torchrun gives each process one thread, which rounds otherwise
+    np.testing.assert_allclose(curve(found[0]), curve(found[1]), rtol=1e-6)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ _NORMAL_90 = 1.645  #: half-width of a normal distribution's 90 % interval, in s
 #: Set, with the shares, by coverage at the spots of all others of HER2ST's seven patients, over genes of all levels
 #: and the highest expressed and most variable ones alike (benchmarks/patients.py)
 _BETWEEN_PATIENTS = (0.4, 0.5)
-_SHARE_OF_SEVERAL = 0.5  #: of τ², where two to six patients were left out whole; it falls with their number beyond
+_HIGHEST = 1000  #: genes by which training patients are compared: of the others, means differ by counting noise
+_BEYOND_SEEN = 1.7  #: times τ² at the size seen between two or three training patients; falls with their number beyond
 
 
 @dataclass(frozen=True)
@@ -169,30 +171,42 @@ class Trust:
         """(n,) novelty percentiles → (n,) factors."""
         return self.scale[np.searchsorted(self.scale_edges, novelty, side="right")].astype(np.float32)
 
-    def for_another_patient(self, mean: PerGene, *, patients: int = 1) -> Trust:
+    def for_another_patient(self, mean: PerGene, levels: Features) -> Trust:
         """What left-out spots of a few patients say about one more patient, whose genes have other levels.
 
         The half-width becomes ``√(interval² + c (1.645 τ)²)``, with τ a prior for how far a gene's level differs between
         two patients (``_BETWEEN_PATIENTS``). Of one patient only sections could be left out, which tell nothing of
         it: c = 1. K patients left out whole do tell, but how patients differ is seen K times, not once a spot, and the
-        genes that vary most in a new patient are in part others: c = 1/2, and 3/K beyond six.
+        genes that vary most in a new patient are in part others: c = 1.7 s², and 5/K s² beyond three, with s the size
+        of the differences seen, in units of the prior: the 0.9 quantile over genes of ``|Δ| / 1.645 τ``, as a root mean
+        square over pairs of patients.
 
         Parameters
         ----------
         mean
             (g,) mean of each gene in training.
-        patients
-            K.
+        levels
+            (K, g) the same in each training patient.
         """
         root, slope = _BETWEEN_PATIENTS
         level = np.maximum(mean, 0.0)
         shift = _NORMAL_90 * (root * np.sqrt(level) + slope * level)
-        share = 1.0 if patients < 2 else min(_SHARE_OF_SEVERAL, 3.0 / patients)
+        share = 1.0 if len(levels) < 2 else min(_BEYOND_SEEN, 5.0 / len(levels)) * _seen(levels, level, shift)
         return replace(self, interval=np.sqrt(self.interval**2 + share * shift**2))
 
     def arrays(self) -> dict[str, PerGene]:
         """Everything by name, for saving."""
         return asdict(self)
+
+
+def _seen(levels: Features, mean: PerGene, shift: PerGene) -> float:
+    """Mean square over pairs of patients of how far their genes' levels differ, in units of (g,) ``shift``."""
+    high = np.argsort(-mean)[:_HIGHEST]
+    high = high[shift[high] > 0]
+    if not len(high):
+        return 0.0
+    pairs = combinations(np.asarray(levels, dtype=np.float64)[:, high], 2)
+    return float(np.mean([np.quantile(np.abs(one - other) / shift[high], COVERAGE) ** 2 for one, other in pairs]))
 
 
 def fit_trust(

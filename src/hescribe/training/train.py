@@ -141,16 +141,12 @@ class _Judged:
 
 @dataclass(frozen=True)
 class _Fold:
-    """``known`` and ``new`` where the fold can tell: a patient left out whole cannot be a known one.
-
-    ``patients``: how many were left out, in whole or in part.
-    """
+    """``known`` and ``new`` where the fold can tell: a patient left out whole cannot be a known one."""
 
     fitted: Fitted
     novelty: npt.NDArray[np.float32]
     known: _Judged | None
     new: _Judged
-    patients: int
     name: str
 
 
@@ -198,7 +194,7 @@ def _left_out(fitter: Fitter, rows: Rows, held: Rows, folder: Path) -> _Fold:
     known = new if stays else None
     if stays and fitter.config.method_row().knows_patients:  # others would only do the same work again
         known = _judge(fitter, fitted, described.full, held, known_patient=True)
-    return _Fold(fitted, novelty, known, new, len(np.unique(patients[held])), names)
+    return _Fold(fitted, novelty, known, new, names)
 
 
 def _judge(fitter: Fitter, fitted: Fitted, features: Features, held: Rows, *, known_patient: bool) -> _Judged:
@@ -229,7 +225,7 @@ def _bundle(fitter: Fitter, final: Fitted, folds: list[_Fold]) -> Bundle:
     data, config = fitter.data, fitter.config
     unpaired = fitter.unpaired.sections if fitter.unpaired is not None else ()
     genes = _output_genes(data, fitter.unpaired, final)
-    trust, known = _trusts(folds, data.genes["mean"].to_numpy(dtype=np.float64), n_genes=len(genes))
+    trust, known = _trusts(folds, data, n_genes=len(genes))
     genes[keys.EXPECTED_PCC] = trust.expected_pcc if trust else np.nan
     genes[keys.INTERVAL] = trust.interval if trust else np.nan
     history = [f.fitted.history.assign(fold=f.name) for f in folds] + [final.history.assign(fold="all sections")]
@@ -269,9 +265,9 @@ def _output_genes(data: TrainingData, unpaired: UnpairedData | None, final: Fitt
     return pd.concat([genes, unpaired.extra_genes.assign(**{keys.TRANSFERRED: True})])
 
 
-def _trusts(folds: list[_Fold], mean: PerGene, *, n_genes: int) -> tuple[Trust | None, Trust | None]:
+def _trusts(folds: list[_Fold], data: TrainingData, *, n_genes: int) -> tuple[Trust | None, Trust | None]:
     """For a new patient and for a known one; NaN for the genes at the end that no paired section has."""
-    new, known = _trusts_of_measured(folds, mean)
+    new, known = _trusts_of_measured(folds, data)
     return _extended(new, n_genes), _extended(known, n_genes)
 
 
@@ -286,7 +282,8 @@ def _extended(trust: Trust | None, n_genes: int) -> Trust | None:
     )
 
 
-def _trusts_of_measured(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None, Trust | None]:
+def _trusts_of_measured(folds: list[_Fold], data: TrainingData) -> tuple[Trust | None, Trust | None]:
+    mean, patient = data.genes["mean"].to_numpy(dtype=np.float64), data.origin.patient
     staying = [(f.known, f.novelty) for f in folds if f.known is not None]
     strangers = [f for f in folds if f.known is None]
     known = _trust(staying, mean) if staying else None
@@ -294,7 +291,8 @@ def _trusts_of_measured(folds: list[_Fold], mean: PerGene) -> tuple[Trust | None
         return None, known
     # A few patients, and still more a single one, hardly tell how much patients differ
     new = _trust([(f.new, f.novelty) for f in strangers or folds], mean)
-    return new.for_another_patient(mean, patients=sum(f.patients for f in strangers) or 1), known
+    of_each = [np.asarray(data.expression[patient == p].mean(axis=0)).ravel() for p in np.unique(patient)]
+    return new.for_another_patient(mean, np.stack(of_each)), known
 
 
 def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]], mean: PerGene) -> Trust:
