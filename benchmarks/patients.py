@@ -24,6 +24,7 @@ import pandas as pd
 from hescribe.inference import trust as trust_module
 from hescribe.inference.trust import Trust, fit_trust
 from hescribe.io.expression import log_normalise
+from hescribe.metrics.gene_sets import detected_genes, gene_moments, top_genes
 from hescribe.sections import read_sections
 from methods import her2st_rows
 
@@ -50,13 +51,13 @@ def read(folder: Path) -> Cohort:
         s.section_id: log_normalise(s.adata.X).tocsc()[:, s.adata.var_names.get_indexer(genes)].toarray()
         for s in sections
     }
-    return Cohort(found, {s.section_id: s.patient_id for s in sections}, {n: gene_sets(y) for n, y in found.items()})
+    return Cohort(found, {s.section_id: s.patient_id for s in sections}, {n: gene_sets(y, genes) for n, y in found.items()})
 
 
-def gene_sets(expression: np.ndarray) -> np.ndarray:
-    mean, variance, detected = expression.mean(axis=0), expression.var(axis=0), (expression > 0).mean(axis=0)
-    top = [np.isin(np.arange(len(mean)), np.argsort(-by)[:50]) for by in (mean, variance)]
-    return np.stack([detected > 0, detected >= 0.1, *top])
+def gene_sets(expression: np.ndarray, genes: list[str]) -> np.ndarray:
+    found = gene_moments(expression)
+    top = [top_genes(by, genes) for by in (found.mean, found.variance)]
+    return np.stack([found.detected > 0, detected_genes(found.detected), *top])
 
 
 def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray, np.ndarray]:
@@ -93,11 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--patients", default="1,2,3,4,6", help="numbers of training patients")
-    parser.add_argument("--root", type=float)
-    parser.add_argument("--slope", type=float)
-    args = parser.parse_args()
     root, slope = trust_module._BETWEEN_PATIENTS
-    trust_module._BETWEEN_PATIENTS = (args.root or root, args.slope or slope)
+    parser.add_argument("--root", type=float, default=root)
+    parser.add_argument("--slope", type=float, default=slope)
+    args = parser.parse_args()
+    trust_module._BETWEEN_PATIENTS = (args.root, args.slope)
     cohort = read(args.folder)
     everybody = list(dict.fromkeys(cohort.patient.values()))
     for count in (int(k) for k in args.patients.split(",")):

@@ -118,12 +118,9 @@ class PreparedEncoder:
         InputError
             bf16 is asked for and the encoder has no weights.
         """
-        n = _count(sweep)
-        if choice == "fp32" or (choice == "auto" and (n < _FEWEST or _lacks_bf16(device))):
+        if choice == "fp32" or (choice == "auto" and (_count(sweep) < _FEWEST or _lacks_bf16(device))):
             return "fp32"
-        (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, n))
-        module, images = self.take(device), to_tensor(batch.tiles[0], device)
-        self.put_back(device, TORCH, module)
+        module, images = self._trial(sweep, device)
         if next(module.parameters(), None) is None:  # what has no weights, bf16 can only slow down
             if choice == "bf16":
                 raise InputError(f"the encoder {self.encoder.name!r} has no weights to use in bf16", path="--precision")
@@ -174,20 +171,23 @@ class PreparedEncoder:
             return name
         if choice == "auto" and on_processor and not name:
             logger.debug("OpenVINO is not installed: torch runs the encoder (pip install 'hescribe[openvino]')")
-        n = _count(sweep)
-        if choice == "torch" or not name or not on_processor or n < _FEWEST:
+        if choice == "torch" or not name or not on_processor or _count(sweep) < _FEWEST:
             return TORCH
-        module = self.take(device)
-        self.put_back(device, TORCH, module)
+        module, images = self._trial(sweep, device)
         if next(module.parameters(), None) is None:
             return TORCH
         compiled = compile_module(module, self.encoder.input_px)
         if compiled is None:
             return TORCH
         self.put_back(device, name, compiled)
-        (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, n))
-        images = to_tensor(batch.tiles[0], device)
         return name if _pays(module, compiled, images, views, precision=precision) else TORCH
+
+    def _trial(self, sweep: Sweep, device: str) -> tuple[nn.Module, Tensor]:
+        """The module torch runs, which stays ready, and a slide's first tiles to measure it on."""
+        (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, _count(sweep)))
+        module = self.take(device)
+        self.put_back(device, TORCH, module)
+        return module, to_tensor(batch.tiles[0], device)
 
 
 def _count(sweep: Sweep) -> int:
