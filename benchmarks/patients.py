@@ -51,7 +51,9 @@ def read(folder: Path) -> Cohort:
         s.section_id: log_normalise(s.adata.X).tocsc()[:, s.adata.var_names.get_indexer(genes)].toarray()
         for s in sections
     }
-    return Cohort(found, {s.section_id: s.patient_id for s in sections}, {n: gene_sets(y, genes) for n, y in found.items()})
+    return Cohort(
+        found, {s.section_id: s.patient_id for s in sections}, {n: gene_sets(y, genes) for n, y in found.items()}
+    )
 
 
 def gene_sets(expression: np.ndarray, genes: list[str]) -> np.ndarray:
