@@ -164,7 +164,7 @@ class Peak:
 
 def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str, engine: str) -> float:
     """Tiles per second of the encoder on batches in memory, the best of three."""
-    module = PreparedEncoder(encoder).take(device, engine)
+    module = PreparedEncoder(encoder).take(device, engine, precision)  # type: ignore[arg-type]
     images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
     best = 0.0
     for _ in range(3):

@@ -32,6 +32,20 @@ def test_the_same_features(name: str, tiles: torch.Tensor) -> None:
     assert float((expected - found).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
+@pytest.mark.skipif(not openvino.openvino_has_bf16(), reason="a processor without bf16")
+@torch.inference_mode()
+def test_bf16_is_another_rounding_and_nothing_else(tiles: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    module = load_encoder("timm:resnet18", pretrained=False).module
+    compiled = openvino.compile_module(fold_normalisation(module, tiles[:1]), 224, "bf16")
+    assert compiled is not None
+    expected, found = module(tiles), compiled(tiles)
+    assert found.dtype == torch.float32
+    apart = (expected - found).abs().max() / expected.abs().max()
+    assert 1e-5 < float(apart) < 0.03  # fp32 is within 1e-5 or so; bf16 has 8 bits
+    assert float(nn.functional.cosine_similarity(expected, found).min()) > 0.999
+
+
 @torch.inference_mode()
 def test_neighbours_and_threads_change_no_bit(tiles: torch.Tensor) -> None:
     module = load_encoder("timm:mobilenetv3_small_050", pretrained=False).module

@@ -35,9 +35,13 @@ class Sweep:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "noise", "expected"), [(0.5, 0.0, "openvino 1"), (0.97, 0.0, "torch"), (0.5, 0.1, "torch")]
-)
-def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ("seconds", "noise", "precision", "expected"),
+    [
+        (0.5, 0.0, "fp32", "openvino 1"), (0.97, 0.0, "fp32", "torch"), (0.5, 0.1, "fp32", "torch"),
+        (0.5, 0.02, "fp32", "torch"), (0.5, 0.02, "bf16", "openvino 1"), (0.5, 0.1, "bf16", "torch"),
+    ],
+)  # fmt: skip
+def test_choice(seconds: float, noise: float, precision: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     exact = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 8)))
@@ -45,17 +49,17 @@ def test_choice(seconds: float, noise: float, expected: str, monkeypatch: pytest
     odd[1] += noise * exact[1].norm() * torch.eye(8)[0]
     compiled = torch.nn.Identity()
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(prepared, "openvino_has_bf16", lambda: True)
     monkeypatch.setattr(prepared, "compile_module", lambda *_: compiled)
     monkeypatch.setattr(prepared, "encode_batch", lambda *_a, **_k: exact)
     monkeypatch.setattr(prepared, "_measure", lambda m, *_: (odd, seconds) if m is compiled else (exact, 1.0))
-    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(
-        "auto", "fp32", Sweep(), views=1, device="cpu"
-    )  # type: ignore[arg-type]
+    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(precision, Sweep(), views=1, device="cpu")  # type: ignore[arg-type]
     assert settled == expected
-    monkeypatch.setattr(prepared, "openvino_name", lambda: "")
-    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(
-        "auto", "fp32", Sweep(), views=1, device="cpu"
-    )  # type: ignore[arg-type]
+    if precision == "bf16":
+        monkeypatch.setattr(prepared, "openvino_has_bf16", lambda: False)  # where it would quietly use fp32
+    else:
+        monkeypatch.setattr(prepared, "openvino_name", lambda: "")
+    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine(precision, Sweep(), views=1, device="cpu")  # type: ignore[arg-type]
     assert settled == "torch"
 
 
@@ -70,7 +74,7 @@ def test_each_module_is_prepared_once(
         counted["folded"] += 1
         return module
 
-    def compile_module(module, _input_px):  # type: ignore[no-untyped-def]
+    def compile_module(module, *_):  # type: ignore[no-untyped-def]
         counted["compiled"] += 1
         return copy.deepcopy(module)
 
@@ -81,7 +85,7 @@ def test_each_module_is_prepared_once(
     monkeypatch.setattr(prepared, "fold_normalisation", fold)
     monkeypatch.setattr(prepared, "compile_module", compile_module)
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
-    monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: True)
+    monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: True)
     monkeypatch.setattr(prepared, "_measure", measure)
     monkeypatch.setattr(prepared, "_FEWEST", 1)  # else the slide is too small to be measured
     another = shutil.copy(slide, tmp_path / "another.tif")
@@ -93,8 +97,8 @@ def test_each_module_is_prepared_once(
 def test_a_small_slide_after_a_large_one_is_what_it_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the order of slides would decide its numbers."""
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
-    monkeypatch.setattr(prepared, "compile_module", lambda module, _: copy.deepcopy(module))
-    monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: True)
+    monkeypatch.setattr(prepared, "compile_module", lambda module, *_: copy.deepcopy(module))
+    monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: True)
     monkeypatch.setattr(prepared, "_pays", lambda *_a, **_k: True)
     small, encoder = Sweep(), prepared.PreparedEncoder(make_bundle().encoder)
     small.placements = (type("P", (), {"corners": np.empty((20, 2))}),)
@@ -117,6 +121,28 @@ def test_asked_for_and_not_there(slide: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(prepared, "openvino_name", lambda: "")
     with pytest.raises(InputError, match="not installed"):
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr", engine="openvino")
+
+
+def test_openvino_in_bf16(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the precision that was asked for, or not at all: without bf16, OpenVINO would quietly compute in fp32."""
+    pytest.importorskip("openvino")
+    from hescribe.encoders import load_encoder
+
+    bundle = make_bundle(encoder=load_encoder("timm:mobilenetv3_small_050", pretrained=False))
+    compiled = []
+    compile_module = prepared.compile_module
+    monkeypatch.setattr(prepared, "openvino_has_bf16", lambda: False)
+    with pytest.raises(InputError, match="no bf16"):
+        predict_slide(bundle, slide, tmp_path / "a.zarr", engine="openvino", precision="bf16")
+    monkeypatch.setattr(prepared, "openvino_has_bf16", lambda: True)
+    monkeypatch.setattr(
+        prepared, "compile_module", lambda m, side, precision: compiled.append(precision) or compile_module(m, side, precision)
+    )  # fmt: skip
+    found = read_prediction(predict_slide(bundle, slide, tmp_path / "a.zarr", engine="openvino", precision="bf16"))
+    assert compiled == ["bf16"]
+    plan = json.loads(str(found.uns[keys.PROVENANCE]["plan"]))
+    assert plan["precision"] == "bf16"
+    assert plan["engine"].startswith("openvino ")
 
 
 def test_openvino_has_the_numbers_of_torch_and_is_noted(slide: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ class TestPrecision:
                 yield Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
 
         monkeypatch.setattr(prepared, "_measure", measure)
-        monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: False)
+        monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: False)
         return prepared.PreparedEncoder(make_bundle().encoder).settle_precision(choice, Fake(), views=1, device="cpu")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ class TestPrecision:
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
         sweep.batches = lambda *_a, **_k: iter([Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
         monkeypatch.setattr(prepared, "_measure", measure)
-        monkeypatch.setattr(prepared, "_lacks_bf16", lambda _: False)
+        monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: False)
         assert (
             prepared.PreparedEncoder(make_bundle().encoder).settle_precision("auto", sweep, views=1, device="cpu")
             == "fp32"

@@ -92,7 +92,7 @@ def encode_in_order(
 ) -> Iterator[Encoded]:
     """Features of batches, in their order, a few batches ahead on every device."""
     look = load_colours(prepared.encoder.input_px).module
-    modules = [(prepared.take(device, engine), copy.deepcopy(look).to(device)) for device in devices]
+    modules = [(prepared.take(device, engine, precision), copy.deepcopy(look).to(device)) for device in devices]
 
     def encode(pair: tuple[nn.Module, nn.Module], device: str, batch: Batch) -> Encoded:
         module, look = pair
@@ -112,7 +112,7 @@ def encode_in_order(
         while waiting:
             yield waiting.popleft().result()
     for device, (module, _) in zip(devices, modules, strict=True):
-        prepared.put_back(device, engine, module)
+        prepared.put_back(device, engine, precision, module)
 
 
 def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:

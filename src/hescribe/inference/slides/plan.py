@@ -86,8 +86,6 @@ class SlideOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
-        if self.engine == "openvino" and self.precision == "bf16":
-            raise InputError("OpenVINO is used in fp32 alone", path="--engine", fix="--precision fp32")
         if self.mpp is not None and not 0.05 <= self.mpp <= 10:
             raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix="0.05 to 10")
 
