@@ -99,7 +99,7 @@ def test_a_small_slide_after_a_large_one_is_what_it_is_alone(monkeypatch: pytest
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
     monkeypatch.setattr(prepared, "compile_module", lambda module, *_: copy.deepcopy(module))
     monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: True)
-    monkeypatch.setattr(prepared, "_pays", lambda *_a, **_k: True)
+    monkeypatch.setattr(prepared, "_QUICKER", 0.0)
     small, encoder = Sweep(), prepared.PreparedEncoder(make_bundle().encoder)
     small.placements = (type("P", (), {"corners": np.empty((20, 2))}),)
     settle = partial(encoder.settle, "auto", "auto", views=1, device="cpu")

@@ -23,8 +23,9 @@ _WORTHWHILE = 1.2  #: times faster bf16 must be, which changes the numbers
 _QUICKER = 1.05  #: times faster OpenVINO must be, which does not, and loses less to threads that read and write
 #: Cosine of a tile's features with those of torch in fp32, at least; in bf16 of either engine, in fp32 of OpenVINO
 _SAME: dict[Precision, float] = {"bf16": 0.999, "fp32": 0.9999}
-_REPEATS = 2
-_MEASURED = 16  #: tiles that precisions are measured on: two seconds on two cores, which a slide must be worth
+_REPEATS = 3  #: runs of a measurement, of which the quickest counts
+_ENOUGH_S = 0.25  #: seconds after which no further run is begun
+_MEASURED = 16  #: tiles that precisions and engines are measured on: a second or three, which a slide must be worth
 _FEWEST = 8 * BATCH  #: tiles of a slide that is worth a measurement
 
 
@@ -44,6 +45,7 @@ class PreparedEncoder:
         self.encoder = encoder
         self._ready: dict[tuple[str, str, str], nn.Module] = {}  # as _key says
         self._settled: dict[tuple[str, ...], tuple[Precision, str]] = {}
+        self._trials: dict[tuple[str, str, Precision], tuple[Tensor, float]] = {}  # of the slide being settled
 
     def take(self, device: str, engine: str = TORCH, precision: Precision = "fp32") -> nn.Module:
         """The encoder's module on a device, as ``encode_batch`` wants it, its normalisations folded.
@@ -86,6 +88,7 @@ class PreparedEncoder:
         asked = (precision, engine, str(views), device)
         if asked in self._settled and _count(sweep) >= _FEWEST:
             return self._settled[asked]
+        self._trials.clear()
         if engine == "openvino":
             runs = _demand_openvino(device)
             settled = self.settle_precision(precision, sweep, views=views, device=device, engine=runs)
@@ -128,18 +131,18 @@ class PreparedEncoder:
             if choice == "bf16":
                 raise InputError(f"the encoder {self.encoder.name!r} has no weights to use in bf16", path="--precision")
             return "fp32"
-        module, images = self._trial(sweep, device, engine, "bf16")
         if choice == "bf16":
-            _measure(module, images[:1], views, "bf16", repeats=1)
+            module = self._ready_module(device, engine, "bf16")
+            _measure(module, _first_tiles(sweep, device)[:1], views, "bf16", repeats=1)  # fails now or never
             return "bf16"
-        plain = self._ready_module(device, engine, "fp32")
-        exact, plain_seconds = _measure(plain, images, views, "fp32")
+        exact, plain_seconds = self._trial(sweep, device, engine, "fp32", views=views)
         try:
             # A few tiles first: where a processor lacks bf16, single operations can take seconds
-            few_seconds = _measure(module, images[:4], views, "bf16", repeats=1)[1]
+            module = self._ready_module(device, engine, "bf16")
+            few_seconds = _measure(module, _first_tiles(sweep, device)[:4], views, "bf16", repeats=2)[1]
             if few_seconds > 2 * plain_seconds:
                 return "fp32"
-            quick, seconds = _measure(module, images, views, "bf16")
+            quick, seconds = self._trial(sweep, device, engine, "bf16", views=views)
         except (RuntimeError, NotImplementedError):  # an operation that there is in fp32 alone
             return "fp32"
         return "bf16" if plain_seconds >= _WORTHWHILE * seconds and _alike(exact, quick, "bf16") else "fp32"
@@ -160,17 +163,25 @@ class PreparedEncoder:
             return TORCH
         if precision == "bf16" and _lacks_bf16(device, name):
             return TORCH
-        module, images = self._trial(sweep, device, TORCH, precision)
-        compiled = compile_module(module, self.encoder.input_px, precision)
+        exact, _ = self._trial(sweep, device, TORCH, "fp32", views=views)
+        _, seconds = self._trial(sweep, device, TORCH, precision, views=views)
+        compiled = compile_module(self._ready_module(device, TORCH, precision), self.encoder.input_px, precision)
         if compiled is None:
             return TORCH
         self.put_back(device, name, precision, compiled)
-        return name if _pays(module, compiled, images, views, precision=precision) else TORCH
+        quick, quick_seconds = self._trial(sweep, device, name, precision, views=views)
+        pays = seconds >= _QUICKER * quick_seconds and _alike(exact, quick, precision)
+        return name if pays else TORCH
 
-    def _trial(self, sweep: Sweep, device: str, engine: str, precision: Precision) -> tuple[nn.Module, Tensor]:
-        """A module, and a slide's first tiles to measure it on."""
-        (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, _count(sweep)))
-        return self._ready_module(device, engine, precision), to_tensor(batch.tiles[0], device)
+    def _trial(
+        self, sweep: Sweep, device: str, engine: str, precision: Precision, *, views: int
+    ) -> tuple[Tensor, float]:
+        """Features of a slide's first tiles, and the seconds they take; measured once a slide."""
+        key = (device, engine, precision)
+        if key not in self._trials:
+            module = self._ready_module(device, engine, precision)
+            self._trials[key] = _measure(module, _first_tiles(sweep, device), views, precision)
+        return self._trials[key]
 
     def _ready_module(self, device: str, engine: str, precision: Precision) -> nn.Module:
         """A module that stays ready for the next who asks."""
@@ -205,28 +216,25 @@ def _key(device: str, engine: str, precision: Precision) -> tuple[str, str, str]
     return device, engine, "" if engine == TORCH else precision
 
 
-def _pays(module: nn.Module, compiled: nn.Module, images: Tensor, views: int, *, precision: Precision) -> bool:
-    """Whether OpenVINO is quicker than torch in the same precision, and says what torch says in fp32."""
-    exact, seconds = _measure(module, images, views, precision)
-    if precision != "fp32":
-        exact = encode_batch(module, images, views=views)
-    quick, quick_seconds = _measure(compiled, images, views, precision)
-    return seconds >= _QUICKER * quick_seconds and _alike(exact, quick, precision)
-
-
 def _alike(exact: Tensor, quick: Tensor, precision: Precision) -> bool:
     alike = torch.nn.functional.cosine_similarity(exact.double(), quick.double(), dim=1)
     return bool((alike > _SAME[precision]).all())
 
 
+def _first_tiles(sweep: Sweep, device: str) -> Tensor:
+    (batch,) = sweep.batches(_MEASURED, stop=min(_MEASURED, _count(sweep)))
+    return to_tensor(batch.tiles[0], device)
+
+
 def _measure(
     module: nn.Module, images: Tensor, views: int, precision: Precision, *, repeats: int = _REPEATS
 ) -> tuple[Tensor, float]:
-    """Features, and the seconds of the quickest of a few runs after one that warms up."""
-    features, best = torch.empty(0), float("inf")
-    for attempt in range(repeats + 1):
+    """Features, and the seconds of the quickest run; the first also warms up, a slow one is long enough to tell."""
+    features, best, began = torch.empty(0), float("inf"), time.perf_counter()
+    for _ in range(repeats):
         start = time.perf_counter()
         features = encode_batch(module, images, views=views, precision=precision).cpu()
-        if attempt:
-            best = min(best, time.perf_counter() - start)
+        best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - began > _ENOUGH_S:
+            break
     return features, best
