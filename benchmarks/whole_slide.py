@@ -3,12 +3,14 @@
     python benchmarks/whole_slide.py speed  --side 40000 [--encoder timm:mobilenetv1_100@FILE]
     python benchmarks/whole_slide.py memory --sides 20000,80000 --genes 200,18000
     python benchmarks/whole_slide.py scaling --side 20000 --strides 224,70,22
+    python benchmarks/whole_slide.py engines
 
 ``speed`` divides the tiles per second of a whole run (reading, encoding, neighbourhoods, expression, writing) by those
 of the encoder on tensors that lie in memory, at the same precision and batch, before and after; a small slide goes
 first, so that imports are not counted, while finding tissue and settling the engine are. ``memory`` runs each case in a process of
 its own and reports its highest resident memory. ``scaling`` lays ever denser grids over one slide; what a million
-tiles cost is a straight line through the last two, and marked as such. Slides are made once, in ``--cache``: synthetic tissue rendered by
+tiles cost is a straight line through the last two, and marked as such. ``engines`` gives the encoder alone by torch and
+by OpenVINO, in fp32 and bf16, with the smallest cosine of a tile's features with torch's in fp32. Slides are made once, in ``--cache``: synthetic tissue rendered by
 ``hescribe.datasets.synthetic``, laid out over a tiled, JPEG-compressed pyramid that is written block by block. Encoder
 weights are random where no file is given.
 """
@@ -36,11 +38,12 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.datasets.synthetic.make import Cohort, plan_section
 from hescribe.encoders import Encoder, Extraction, load_encoder
-from hescribe.encoders.extract import encode_batch, to_tensor
+from hescribe.encoders.engines.openvino import openvino_has_bf16, openvino_name
+from hescribe.encoders.extract import Precision, encode_batch, to_tensor
 from hescribe.encoders.stain import load_colours
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides import predict_slide
-from hescribe.inference.slides.plan import BATCH, Work
+from hescribe.inference.slides.plan import BATCH, TORCH, Work
 from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.trust import Novelty
 from hescribe.methods import METHODS
@@ -162,17 +165,45 @@ class Peak:
         self._thread.join()
 
 
-def encoder_alone(encoder: Encoder, tiles: np.ndarray, precision: str, device: str, engine: str) -> float:
-    """Tiles per second of the encoder on batches in memory, the best of three."""
-    module = PreparedEncoder(encoder).take(device, engine, precision)  # type: ignore[arg-type]
+def encoder_alone(
+    encoder: Encoder, tiles: np.ndarray, precision: Precision, device: str, engine: str
+) -> tuple[float, torch.Tensor]:
+    """Tiles per second of the encoder on batches in memory, the best of three, and their features."""
+    module = PreparedEncoder(encoder).take(device, engine, precision)
     images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
-    best = 0.0
+    best, features = 0.0, torch.empty(0)
     for _ in range(3):
         start = time.perf_counter()
-        for batch in images:
-            encode_batch(module, batch, precision=precision).cpu()  # type: ignore[arg-type]
+        features = torch.cat([encode_batch(module, batch, precision=precision).cpu() for batch in images])
         best = max(best, len(tiles) / (time.perf_counter() - start))
-    return best
+    return best, features
+
+
+def cut_texture(cache: Path, side: int) -> np.ndarray:
+    """Tiles in memory, four batches."""
+    pixels = texture(cache)
+    corners = [(y, x) for y in range(0, len(pixels) - side, side) for x in range(0, pixels.shape[1] - side, side)]
+    return np.stack([pixels[y : y + side, x : x + side] for y, x in corners[: 4 * BATCH]])
+
+
+def engines(args: argparse.Namespace) -> None:
+    encoder = random_encoder(args.encoder)
+    tiles = cut_texture(args.cache, encoder.input_px)
+    exact = None
+    choices: list[tuple[str, Precision]] = [(TORCH, "fp32"), (TORCH, "bf16")]
+    if name := openvino_name():
+        choices += [(name, "fp32"), (name, "bf16")][: 1 + openvino_has_bf16()]
+    for engine, precision in choices:
+        rate, features = encoder_alone(encoder, tiles, precision, args.device, engine)
+        exact = features if exact is None else exact
+        alike = torch.nn.functional.cosine_similarity(exact.double(), features.double()).min()
+        told = {
+            "engine": engine,
+            "precision": precision,
+            "tiles_per_s": round(rate, 1),
+            "smallest_cosine": float(alike),
+        }
+        print(json.dumps(told), flush=True)
 
 
 def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None = None) -> dict[str, object]:
@@ -202,16 +233,13 @@ def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None
 
 def speed(args: argparse.Namespace) -> None:
     encoder = random_encoder(args.encoder)
-    pixels = texture(args.cache)
-    side = encoder.input_px
-    corners = [(y, x) for y in range(0, len(pixels) - side, side) for x in range(0, pixels.shape[1] - side, side)]
-    tiles = np.stack([pixels[y : y + side, x : x + side] for y, x in corners[: 4 * BATCH]])
+    tiles = cut_texture(args.cache, encoder.input_px)
     warm_up = run(args, args.small, args.genes_speed)  # tells the precision and the engine
-    how = str(warm_up["precision"]), args.device, str(warm_up["engine"])
-    before = encoder_alone(encoder, tiles, *how)
+    how: tuple[Precision, str, str] = warm_up["precision"], args.device, str(warm_up["engine"])  # type: ignore[assignment]
+    before, _ = encoder_alone(encoder, tiles, *how)
     found = run(args, args.side, args.genes_speed)
     # Before and after: a shared machine changes its pace within minutes
-    alone = (before + encoder_alone(encoder, tiles, *how)) / 2
+    alone = (before + encoder_alone(encoder, tiles, *how)[0]) / 2
     # An encoder that looks at each tile at several scales has as many images to encode
     share = float(found["tiles_per_s"]) * int(found["scales"]) / alone  # type: ignore[arg-type]
     print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))
@@ -250,7 +278,7 @@ def scaling(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "scaling", "one"])
+    parser.add_argument("what", choices=["speed", "memory", "scaling", "engines", "one"])
     parser.add_argument("--side", type=int, default=40_000)
     parser.add_argument("--small", type=int, default=10_000, help="side of a slide that is run first, for speed")
     parser.add_argument("--sides", default="20000,80000")
@@ -269,7 +297,7 @@ def main() -> None:
     if args.what == "one":
         print(json.dumps(run(args, args.side, args.genes_speed, float(args.strides) if args.strides else None)))
     else:
-        {"speed": speed, "memory": memory, "scaling": scaling}[args.what](args)
+        {"speed": speed, "memory": memory, "scaling": scaling, "engines": engines}[args.what](args)
 
 
 if __name__ == "__main__":
