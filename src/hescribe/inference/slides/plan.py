@@ -36,7 +36,7 @@ from hescribe.keys import PROVENANCE
 from hescribe.slides.slide import hash_file
 from hescribe.types import Centres, Microns, Mpp
 
-FORMAT = 2  #: raised when the way a slide is predicted changes any number
+FORMAT = 3  #: raised when the way a slide is predicted changes any number
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 

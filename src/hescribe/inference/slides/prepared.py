@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hescribe.encoders import Encoder
 from hescribe.encoders.engines.folding import fold_normalisation
 from hescribe.encoders.engines.openvino import compile_module, openvino_has_bf16, openvino_name
+from hescribe.encoders.engines.rounding import round_depthwise
 from hescribe.encoders.extract import Precision, encode_batch, to_tensor
 from hescribe.errors import InputError
 from hescribe.inference.slides.plan import BATCH, TORCH, EngineChoice, PrecisionChoice
@@ -43,37 +44,42 @@ class PreparedEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._ready: dict[tuple[str, str, str], nn.Module] = {}  # as _key says
+        self._ready: dict[tuple[str, str, Precision], nn.Module] = {}  # by device, engine and precision
         self._settled: dict[tuple[str, ...], tuple[Precision, str]] = {}
         self._trials: dict[tuple[str, str, Precision], tuple[Tensor, float]] = {}  # of the slide being settled
 
     def take(self, device: str, engine: str = TORCH, precision: Precision = "fp32") -> nn.Module:
-        """The encoder's module on a device, as ``encode_batch`` wants it, its normalisations folded.
+        """The encoder's module on a device, as ``encode_batch`` wants it in a precision, its normalisations folded.
 
-        It is the caller's until ``put_back``: two threads never have the same. Torch's serves either precision.
+        It is the caller's until ``put_back``.
 
         Raises
         ------
         InputError
             The engine cannot run it.
         """
-        if (key := _key(device, engine, precision)) in self._ready:
-            return self._ready.pop(key)
-        module = copy.deepcopy(self.encoder.module).to(device).eval()
-        # Nothing regular: two layers can differ and agree on a tile of one colour
-        side, generator = self.encoder.input_px, torch.Generator().manual_seed(0)
-        example = torch.randint(256, (1, 3, side, side), generator=generator)
-        module = fold_normalisation(module, example.to(device, torch.uint8)).to(memory_format=torch.channels_last)
+        if (device, engine, precision) in self._ready:
+            return self._ready.pop((device, engine, precision))
+        module = self._ready.get((device, TORCH, "fp32")) or self._fold(device)
+        if precision == "bf16":
+            module = round_depthwise(module)
         if engine == TORCH:
             return module
-        compiled = compile_module(module, side, precision)
+        compiled = compile_module(module, self.encoder.input_px, precision)
         if compiled is None:
             raise InputError(f"OpenVINO cannot run {self.encoder.name!r}", path="--engine", fix="--engine torch")
         return compiled
 
+    def _fold(self, device: str) -> nn.Module:
+        module = copy.deepcopy(self.encoder.module).to(device).eval()
+        # Nothing regular: two layers can differ and agree on a tile of one colour
+        side, generator = self.encoder.input_px, torch.Generator().manual_seed(0)
+        example = torch.randint(256, (1, 3, side, side), generator=generator)
+        return fold_normalisation(module, example.to(device, torch.uint8)).to(memory_format=torch.channels_last)
+
     def put_back(self, device: str, engine: str, precision: Precision, module: nn.Module) -> None:
         """Keep a module that was taken for the next who asks."""
-        self._ready[_key(device, engine, precision)] = module
+        self._ready[device, engine, precision] = module
 
     def settle(
         self, precision: PrecisionChoice, engine: EngineChoice, sweep: Sweep, *, views: int, device: str
@@ -98,7 +104,7 @@ class PreparedEncoder:
             runs = self.settle_engine(settled, sweep, views=views, device=device) if measured else TORCH
         if _count(sweep) >= _FEWEST:
             self._settled[asked] = (settled, runs)
-            for key in [key for key in self._ready if key != _key(key[0], runs, settled)]:
+            for key in [key for key in self._ready if key[1:] != (runs, settled)]:
                 del self._ready[key]  # weights can be large
         return settled, runs
 
@@ -210,10 +216,6 @@ def _lacks_bf16(device: str, engine: str = TORCH) -> bool:
     if engine != TORCH:
         return not openvino_has_bf16()
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
-
-
-def _key(device: str, engine: str, precision: Precision) -> tuple[str, str, str]:
-    return device, engine, "" if engine == TORCH else precision
 
 
 def _alike(exact: Tensor, quick: Tensor, precision: Precision) -> bool:
