@@ -337,7 +337,7 @@ class Fitter:
             monitor=watched,
             mode=mode,
             save_last=True,
-            save_top_k=1,
+            save_top_k=1 if watched else 0,  # else the last epoch is taken
         )
         callbacks: list[Callback] = [keeper]
         if watched:
