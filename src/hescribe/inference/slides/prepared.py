@@ -60,7 +60,9 @@ class PreparedEncoder:
         """
         if (device, engine, precision) in self._ready:
             return self._ready.pop((device, engine, precision))
-        module = self._ready.get((device, TORCH, "fp32")) or self._fold(device)
+        module = self._ready.get((device, TORCH, "fp32"))
+        if module is None:
+            module = self._fold(device)
         if precision == "bf16":
             module = round_depthwise(module)
         if engine == TORCH:
