@@ -24,7 +24,7 @@ _WORTHWHILE = 1.2  #: times faster bf16 must be, which changes the numbers
 _QUICKER = 1.05  #: times faster OpenVINO must be, which does not, and loses less to threads that read and write
 #: Cosine of a tile's features with those of torch in fp32, at least; in bf16 of either engine, in fp32 of OpenVINO
 _SAME: dict[Precision, float] = {"bf16": 0.999, "fp32": 0.9999}
-_REPEATS = 3  #: runs of a measurement, of which the quickest counts
+_REPEATS = 10  #: runs of a measurement at most, of which the quickest counts: a machine has hiccups
 _ENOUGH_S = 0.25  #: seconds after which no further run is begun
 _MEASURED = 16  #: tiles that precisions and engines are measured on: a second or three, which a slide must be worth
 _FEWEST = 8 * BATCH  #: tiles of a slide that is worth a measurement
