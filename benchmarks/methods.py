@@ -45,6 +45,10 @@ METHODS = {
     "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe", "inner_folds": 1},
     "carhe, more transcriptomes": {"method": "carhe", "inner_folds": 1},
+    "carhe, 30 prototypes": {"method": "carhe", "inner_folds": 1, "options": {"prototypes": 30}},
+    "carhe, 30 prototypes, more transcriptomes": {"method": "carhe", "inner_folds": 1, "options": {"prototypes": 30}},
+    "carhe, 200 prototypes": {"method": "carhe", "inner_folds": 1, "options": {"prototypes": 200}},
+    "carhe, 200 prototypes, more transcriptomes": {"method": "carhe", "inner_folds": 1, "options": {"prototypes": 200}},
     "carhe refined": {"method": "carhe", "inner_folds": 1, "options": {"refinement": {}}},
     "carhe refined, none dropped": {
         "method": "carhe",
@@ -72,7 +76,8 @@ METHODS = {
     "cmrcnet fine-tuned": {"method": "cmrcnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
     "stnet fine-tuned": {"method": "stnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
 }
-WITHOUT_IMAGE = {"carhe, more transcriptomes"}  #: learn from the sections without image as well, on HER2ST
+#: learn from the sections without image as well, on HER2ST
+WITHOUT_IMAGE = {name for name in METHODS if name.endswith("more transcriptomes")}
 FIRST = "fusion"  #: the method the others are compared with
 SETS = ("heg50", "hvg50", "detected10", "all")
 #: closed form: every seed gives the same figures, so one is enough
@@ -169,7 +174,7 @@ def parse() -> argparse.Namespace:
         default=";".join(
             n
             for n in METHODS
-            if not {"fine-tuned", "refined", "transcriptomes", "alpha"} & set(n.replace(",", "").split())
+            if not {"fine-tuned", "refined", "transcriptomes", "prototypes", "alpha"} & set(n.replace(",", "").split())
         ),
         help="with semicolons",
     )
