@@ -18,6 +18,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from hescribe.encoders.engines.streams import Streams
 from hescribe.encoders.record import Encoder
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
@@ -99,13 +100,16 @@ def _key(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> s
 @torch.inference_mode()
 def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> Features:
     module = encoder.module.to(device).to(memory_format=torch.channels_last).eval()
+    together = how.batch_size
+    if torch.device(device).type == "cpu":  # batches stay what they are, and go side by side
+        module, together = Streams(module, how.batch_size), how.batch_size * torch.get_num_threads()
     out = np.empty((len(tiles), encoder.width), dtype=np.float32)
     start = 0
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"
     # One of several processes that train together is as silent as its log
     hidden = None if logging.getLogger("hescribe").isEnabledFor(logging.WARNING) else True
     with tqdm(total=len(tiles), desc=label, unit="tile", disable=hidden, leave=False) as bar:
-        for batch in read_batches(tiles, how.tile_um, encoder.input_px, how.batch_size):
+        for batch in read_batches(tiles, how.tile_um, encoder.input_px, together):
             features = encode_batch(module, to_tensor(batch, device), views=how.views, precision=how.precision)
             out[start : start + len(batch)] = features.cpu().numpy()
             start += len(batch)

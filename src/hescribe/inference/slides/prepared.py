@@ -13,6 +13,7 @@ from hescribe.encoders import Encoder
 from hescribe.encoders.engines.folding import fold_normalisation
 from hescribe.encoders.engines.openvino import compile_module, openvino_has_bf16, openvino_name
 from hescribe.encoders.engines.rounding import round_depthwise
+from hescribe.encoders.engines.streams import Streams
 from hescribe.encoders.extract import Precision, encode_batch, to_tensor
 from hescribe.errors import InputError
 from hescribe.inference.slides.plan import BATCH, TORCH, EngineChoice, PrecisionChoice
@@ -26,6 +27,7 @@ _QUICKER = 1.05  #: times faster OpenVINO must be, which does not, and loses les
 _SAME: dict[Precision, float] = {"bf16": 0.999, "fp32": 0.9999}
 _REPEATS = 10  #: runs of a measurement at most, of which the quickest counts: a machine has hiccups
 _ENOUGH_S = 0.25  #: seconds after which no further run is begun
+_TILES_EACH = 8  #: of a batch, to each of torch's threads
 _MEASURED = 16  #: tiles that precisions and engines are measured on: a second or three, which a slide must be worth
 _FEWEST = 8 * BATCH  #: tiles of a slide that is worth a measurement
 
@@ -44,6 +46,7 @@ class PreparedEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
+        self._folded: dict[str, nn.Module] = {}  # by device
         self._ready: dict[tuple[str, str, Precision], nn.Module] = {}  # by device, engine and precision
         self._settled: dict[tuple[str, ...], tuple[Precision, str]] = {}
         self._trials: dict[tuple[str, str, Precision], tuple[Tensor, float]] = {}  # of the slide being settled
@@ -60,24 +63,26 @@ class PreparedEncoder:
         """
         if (device, engine, precision) in self._ready:
             return self._ready.pop((device, engine, precision))
-        module = self._ready.get((device, TORCH, "fp32"))
-        if module is None:
-            module = self._fold(device)
-        if precision == "bf16":
-            module = round_depthwise(module)
         if engine == TORCH:
-            return module
-        compiled = compile_module(module, self.encoder.input_px, precision)
+            module = self._module(device, precision)
+            return Streams(module, _TILES_EACH) if torch.device(device).type == "cpu" else module
+        compiled = self._compile(device, precision)
         if compiled is None:
             raise InputError(f"OpenVINO cannot run {self.encoder.name!r}", path="--engine", fix="--engine torch")
         return compiled
 
-    def _fold(self, device: str) -> nn.Module:
-        module = copy.deepcopy(self.encoder.module).to(device).eval()
-        # Nothing regular: two layers can differ and agree on a tile of one colour
-        side, generator = self.encoder.input_px, torch.Generator().manual_seed(0)
-        example = torch.randint(256, (1, 3, side, side), generator=generator)
-        return fold_normalisation(module, example.to(device, torch.uint8)).to(memory_format=torch.channels_last)
+    def _compile(self, device: str, precision: Precision) -> nn.Module | None:
+        return compile_module(self._module(device, precision), self.encoder.input_px, precision)
+
+    def _module(self, device: str, precision: Precision) -> nn.Module:
+        if device not in self._folded:
+            module = copy.deepcopy(self.encoder.module).to(device).eval()
+            # Nothing regular: two layers can differ and agree on a tile of one colour
+            side, generator = self.encoder.input_px, torch.Generator().manual_seed(0)
+            example = torch.randint(256, (1, 3, side, side), generator=generator)
+            module = fold_normalisation(module, example.to(device, torch.uint8))
+            self._folded[device] = module.to(memory_format=torch.channels_last)
+        return round_depthwise(self._folded[device]) if precision == "bf16" else self._folded[device]
 
     def put_back(self, device: str, engine: str, precision: Precision, module: nn.Module) -> None:
         """Keep a module that was taken for the next who asks."""
@@ -108,6 +113,7 @@ class PreparedEncoder:
             self._settled[asked] = (settled, runs)
             for key in [key for key in self._ready if key[1:] != (runs, settled)]:
                 del self._ready[key]  # weights can be large
+            self._folded.clear()
         return settled, runs
 
     def settle_precision(
@@ -173,7 +179,7 @@ class PreparedEncoder:
             return TORCH
         exact, _ = self._trial(sweep, device, TORCH, "fp32", views=views)
         _, seconds = self._trial(sweep, device, TORCH, precision, views=views)
-        compiled = compile_module(self._ready_module(device, TORCH, precision), self.encoder.input_px, precision)
+        compiled = self._compile(device, precision)
         if compiled is None:
             return TORCH
         self.put_back(device, name, precision, compiled)
