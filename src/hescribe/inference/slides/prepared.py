@@ -22,7 +22,7 @@ from hescribe.slides.blocks.sweep import Sweep
 logger = logging.getLogger(__name__)
 
 _WORTHWHILE = 1.2  #: times faster bf16 must be, which changes the numbers
-_QUICKER = 1.05  #: times faster OpenVINO must be, which does not, and loses less to threads that read and write
+_QUICKER = 1.05  #: times faster OpenVINO must be, which does not
 #: Cosine of a tile's features with those of torch in fp32, at least; in bf16 of either engine, in fp32 of OpenVINO
 _SAME: dict[Precision, float] = {"bf16": 0.999, "fp32": 0.9999}
 _REPEATS = 10  #: runs of a measurement at most, of which the quickest counts: a machine has hiccups
