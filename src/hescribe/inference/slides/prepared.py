@@ -239,7 +239,8 @@ def _first_tiles(sweep: Sweep, device: str) -> Tensor:
 def _measure(
     module: nn.Module, images: Tensor, views: int, precision: Precision, *, repeats: int = _REPEATS
 ) -> tuple[Tensor, float]:
-    """Features, and the seconds of the quickest run; the first also warms up, a slow one is long enough to tell."""
+    """Features, and the seconds of the quickest run after a tile that warms up; a slow run is long enough to tell."""
+    encode_batch(module, images[:1], views=views, precision=precision)  # a GPU's very first call takes seconds
     features, best, began = torch.empty(0), float("inf"), time.perf_counter()
     for _ in range(repeats):
         start = time.perf_counter()
