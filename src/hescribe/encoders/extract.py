@@ -18,7 +18,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from hescribe.encoders.engines.streams import Streams
+from hescribe.encoders.engines.streams import MOST, Streams
 from hescribe.encoders.record import Encoder
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
@@ -102,7 +102,7 @@ def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) 
     module = encoder.module.to(device).to(memory_format=torch.channels_last).eval()
     together = how.batch_size
     if torch.device(device).type == "cpu":  # batches stay what they are, and go side by side
-        module, together = Streams(module, how.batch_size), how.batch_size * torch.get_num_threads()
+        module, together = Streams(module, how.batch_size), how.batch_size * min(torch.get_num_threads(), MOST)
     out = np.empty((len(tiles), encoder.width), dtype=np.float32)
     start = 0
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"

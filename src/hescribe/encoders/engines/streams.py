@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+MOST = 8  #: parts that callers should give at a time: each takes its memory, and more threads can share one
+
 
 class Streams(nn.Module):
     """A module for inference on a processor, that runs parts of a batch side by side.
