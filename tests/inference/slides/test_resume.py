@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import random
@@ -109,6 +110,24 @@ def test_it_goes_on_and_does_not_begin_again(slide: Path, tmp_path: Path, monkey
     # Two scales; what was read ahead when it was stopped is encoded again, no more
     assert sum(encoded) < 2 * (n + 2 * 5 * 64)
     np.testing.assert_array_equal(read_prediction(output).X, read_prediction(expected).X)
+
+
+def test_nothing_is_left_running_where_it_was_stopped(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to the garbage collector, the threads that encode could wait forever for the one that collects them."""
+    from hescribe.inference.slides import features
+
+    made = []
+    encode = features.encode_in_order
+    monkeypatch.setattr(features, "BATCH", 64)
+    monkeypatch.setattr(features, "CHUNK", 64)
+    monkeypatch.setattr(features, "encode_in_order", lambda *a, **k: made.append(encode(*a, **k)) or made[-1])
+    monkeypatch.setattr(Work, "mark", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped:  # holds every frame, and what they hold
+        predict_slide(make_bundle(), slide, tmp_path / "out.zarr", stride_um=40.0)
+    assert stopped.tb is not None
+    assert [inspect.getgeneratorstate(one) for one in made] == [inspect.GEN_CLOSED]
 
 
 def test_finished_is_finished(slide: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -61,16 +61,13 @@ def encode_slide(
         work.mark(stage, chunk.start + len(chunk.features[0]))
 
     bar = tqdm(total=n, initial=start, desc="tiles", unit="tile", disable=None, leave=False)
-    with bar, ThreadPoolExecutor(1) as writer:
+    encoded = encode_in_order(
+        sweep.batches(BATCH, start=start), prepared, views, precision, devices=devices, engine=engine
+    )
+    # Closed here whatever happens: collected as garbage at another time, it would wait for threads that wait for what
+    # the collecting thread holds
+    with bar, ThreadPoolExecutor(1) as writer, closing(encoded):
         written: Future[None] | None = None
-        encoded = encode_in_order(
-            sweep.batches(BATCH, start=start),
-            prepared,
-            views,
-            precision,
-            devices=devices,
-            engine=engine,
-        )
         for chunk in _chunks(encoded):
             if written is not None:
                 written.result()
@@ -89,7 +86,7 @@ def encode_in_order(
     *,
     devices: Sequence[str],
     engine: str = TORCH,
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Features of batches, in their order, a few batches ahead on every device."""
     look = load_colours(prepared.encoder.input_px).module
     modules = [(prepared.take(device, engine, precision), copy.deepcopy(look).to(device)) for device in devices]
