@@ -192,7 +192,9 @@ def engines(args: argparse.Namespace) -> None:
     exact = None
     choices: list[tuple[str, Precision]] = [(TORCH, "fp32"), (TORCH, "bf16")]
     if name := openvino_name():
-        choices += [(name, "fp32"), (name, "bf16")][: 1 + openvino_has_bf16()]
+        choices.append((name, "fp32"))
+        if openvino_has_bf16():
+            choices.append((name, "bf16"))
     for engine, precision in choices:
         rate, features = encoder_alone(encoder, tiles, precision, args.device, engine)
         exact = features if exact is None else exact

@@ -145,18 +145,19 @@ class PreparedEncoder:
             if choice == "bf16":
                 raise InputError(f"the encoder {self.encoder.name!r} has no weights to use in bf16", path="--precision")
             return "fp32"
+        images = _first_tiles(sweep, device)
         if choice == "bf16":
             module = self._ready_module(device, engine, "bf16")
-            _measure(module, _first_tiles(sweep, device)[:1], views, "bf16", repeats=1)  # fails now or never
+            _measure(module, images[:1], views, "bf16", repeats=1)  # fails now or never
             return "bf16"
-        exact, plain_seconds = self._trial(sweep, device, engine, "fp32", views=views)
+        exact, plain_seconds = self._trial(images, device, engine, "fp32", views=views)
         try:
             # A few tiles first: where a processor lacks bf16, single operations can take seconds
             module = self._ready_module(device, engine, "bf16")
-            few_seconds = _measure(module, _first_tiles(sweep, device)[:4], views, "bf16", repeats=2)[1]
+            few_seconds = _measure(module, images[:4], views, "bf16", repeats=2)[1]
             if few_seconds > 2 * plain_seconds:
                 return "fp32"
-            quick, seconds = self._trial(sweep, device, engine, "bf16", views=views)
+            quick, seconds = self._trial(images, device, engine, "bf16", views=views)
         except (RuntimeError, NotImplementedError):  # an operation that there is in fp32 alone
             return "fp32"
         return "bf16" if plain_seconds >= _WORTHWHILE * seconds and _alike(exact, quick, "bf16") else "fp32"
@@ -177,24 +178,25 @@ class PreparedEncoder:
             return TORCH
         if precision == "bf16" and _lacks_bf16(device, name):
             return TORCH
-        exact, _ = self._trial(sweep, device, TORCH, "fp32", views=views)
-        _, seconds = self._trial(sweep, device, TORCH, precision, views=views)
+        images = _first_tiles(sweep, device)
+        exact, _ = self._trial(images, device, TORCH, "fp32", views=views)
+        _, seconds = self._trial(images, device, TORCH, precision, views=views)
         compiled = self._compile(device, precision)
         if compiled is None:
             return TORCH
         self.put_back(device, name, precision, compiled)
-        quick, quick_seconds = self._trial(sweep, device, name, precision, views=views)
+        quick, quick_seconds = self._trial(images, device, name, precision, views=views)
         pays = seconds >= _QUICKER * quick_seconds and _alike(exact, quick, precision)
         return name if pays else TORCH
 
     def _trial(
-        self, sweep: Sweep, device: str, engine: str, precision: Precision, *, views: int
+        self, images: Tensor, device: str, engine: str, precision: Precision, *, views: int
     ) -> tuple[Tensor, float]:
         """Features of a slide's first tiles, and the seconds they take; measured once a slide."""
         key = (device, engine, precision)
         if key not in self._trials:
             module = self._ready_module(device, engine, precision)
-            self._trials[key] = _measure(module, _first_tiles(sweep, device), views, precision)
+            self._trials[key] = _measure(module, images, views, precision)
         return self._trials[key]
 
     def _ready_module(self, device: str, engine: str, precision: Precision) -> nn.Module:
