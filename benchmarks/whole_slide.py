@@ -66,6 +66,7 @@ def texture(cache: Path) -> np.ndarray:
         made = plan_section(cohort, 0, 0)
         image = render_section(made.tissue, made.cells, made.patient, section=0, mpp=MPP)
         middle = image[image.shape[0] // 4 : -image.shape[0] // 4, image.shape[1] // 4 : -image.shape[1] // 4]
+        cache.mkdir(parents=True, exist_ok=True)
         np.save(path, middle)
     half = np.load(path)
     half = half[: len(half) // BLOCK * BLOCK, : half.shape[1] // BLOCK * BLOCK]
@@ -78,7 +79,6 @@ def make_slide(cache: Path, side: int) -> Path:
     path = cache / f"slide-{side}.tif"
     if path.exists():
         return path
-    cache.mkdir(parents=True, exist_ok=True)
     full = texture(cache)
     temporary = path.with_suffix(".partial")
     with tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
