@@ -24,6 +24,18 @@ def test_rows_are_a_plain_npy_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.read(3, 7), values[3:7])
 
 
+def test_blocks_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = set()
+    monkeypatch.setattr("os.fsync", lambda number: synced.add(Path(f"/proc/self/fd/{number}").readlink()))
+    table = GrowingTable(tmp_path / "t.zarr", (10, 3), dtype="float32", rows=4)
+    table.write(4, np.ones((4, 3), dtype="f"))
+    table.write(8, np.zeros((2, 3), dtype="f"))  # which has no file
+    table.sync(4, 10)
+    written = {p.resolve() for p in (tmp_path / "t.zarr" / "X" / "c").rglob("*")}
+    assert len(written) >= 2
+    assert written <= synced
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_anndata_reads_a_table_that_grew(tmp_path: Path, dtype: str) -> None:
     values = np.random.default_rng(0).normal(size=(10, 3)).astype("f")

@@ -131,28 +131,29 @@ def gaussian_mean(features: Features, centres_um: Centres, spread_um: Microns) -
     spread_um
         σ.
     """
-    weights = gaussian_weights(cKDTree(centres_um), np.arange(len(centres_um)), spread_um)
+    weights = gaussian_weights(cKDTree(centres_um), centres_um, spread_um)
     return np.asarray(weights @ features, dtype=np.float32)
 
 
-def gaussian_weights(tree: cKDTree, rows: npt.NDArray[np.intp], spread_um: Microns) -> sparse.csr_matrix:
-    """(k, n) weights of all n tiles in the neighbourhood means of k of them; rows sum to 1.
+def gaussian_weights(tree: cKDTree, points_um: Centres, spread_um: Microns) -> sparse.csr_matrix:
+    """(k, n) weights of n tiles in the means over the neighbourhoods of k points; rows sum to 1.
 
     Parameters
     ----------
     tree
-        Of all tiles' positions, µm.
-    rows
-        (k,) which tiles.
+        Of the tiles' positions, µm.
+    points_um
+        (k, 2) positions, µm.
     spread_um
         σ.
     """
-    near = cKDTree(tree.data[rows]).sparse_distance_matrix(tree, _REACH * spread_um, output_type="coo_matrix").tocsr()
+    near = cKDTree(points_um).sparse_distance_matrix(tree, _REACH * spread_um, output_type="coo_matrix").tocsr()
     weights = sparse.csr_matrix((np.exp(-0.5 * (near.data / spread_um) ** 2), near.indices, near.indptr), near.shape)
-    # Distances of 0, a tile to itself, may not be stored
-    missing = np.asarray(weights[np.arange(len(rows)), rows]).ravel() == 0
+    # Distances of 0, a tile to itself, may not be stored; and where no tile is near, the nearest stands for all
+    rows, (_, nearest) = np.arange(len(points_um)), tree.query(points_um)
+    missing = np.asarray(weights[rows, nearest]).ravel() == 0
     if missing.any():
-        own = sparse.csr_matrix((np.ones(missing.sum()), (np.flatnonzero(missing), rows[missing])), weights.shape)
+        own = sparse.csr_matrix((np.ones(missing.sum()), (rows[missing], nearest[missing])), weights.shape)
         weights = (weights + own).tocsr()
     total = np.asarray(weights.sum(axis=1)).ravel()
     return (sparse.diags(1.0 / total) @ weights).tocsr()

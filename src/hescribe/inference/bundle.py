@@ -231,7 +231,10 @@ def check_bundle(path: str | Path) -> str:
 
 
 def _hash(description: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(description["files"]).encode(), digest_size=8).hexdigest()
+    """Of everything that a prediction depends on: the files, and how they are used."""
+    told = {name: description.get(name) for name in ("files", "method", "method_config", "encoder", "extraction")}
+    told["sections"] = description.get("provenance", {}).get("sections")  # who is a known patient
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

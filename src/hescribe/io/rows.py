@@ -51,8 +51,7 @@ class RowFile:
 
     def sync(self) -> None:
         """Have the disk hold what was written."""
-        with self.path.open("r+b") as file:
-            os.fsync(file.fileno())
+        _sync(self.path)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows ``start`` to ``stop``."""
@@ -106,6 +105,15 @@ class GrowingTable:
         """Rows of X from ``start`` on."""
         self._x[start : start + len(rows)] = rows.astype(self._x.dtype, copy=False)
 
+    def sync(self, start: int, stop: int) -> None:
+        """Have the disk hold rows ``start`` to ``stop`` of X."""
+        height = self._x.chunks[0]
+        for block in range(start // height, -(-stop // height)):
+            folder = self.path / "X" / "c" / str(block)
+            for path in (*folder.glob("*"), folder, folder.parent):  # blocks of zeros have no file
+                if path.exists():
+                    _sync(path)
+
     def finish(
         self,
         *,
@@ -127,6 +135,15 @@ class GrowingTable:
                 ad.io.write_elem(group, name, value)
             group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             zarr.consolidate_metadata(group.store)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_uns(path: Path, name: str) -> Any:

@@ -14,6 +14,7 @@ from hescribe.slides.slide import Rgb, Slide, on_white, plausible_mpp
 from hescribe.types import Mpp
 
 LARGEST_PLAIN = 1_000_000_000  #: pixels of an image that is decoded whole: 3 GB
+LARGEST_BLOCK = 4096  #: pixels of a side of a TIFF's blocks
 _DECODED = 2  #: images kept decoded (HER2ST: 280 MB each)
 _DECODING = Lock()
 _TAIL = 65_536  #: bytes at the end in which the end marker must stand; some cameras append to it
@@ -96,14 +97,25 @@ def _tiff_problem(page: Any) -> str:
 
     if page.dtype != np.uint8:
         return f"{page.dtype} pixels are not supported"
+    if page.is_tiled and max(page.tilewidth, page.tilelength) > LARGEST_BLOCK:
+        return f"blocks of {page.tilewidth:,} × {page.tilelength:,} px are too large to be decoded one by one"
     known = {PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK}
     # JPEG's own colours are turned into RGB while decoding; tiles are decoded by a library that knows more
-    if page.photometric in known or (
+    if page.photometric not in known and not (
         page.photometric == PHOTOMETRIC.YCBCR
         and (page.is_tiled or page.compression in {COMPRESSION.JPEG, COMPRESSION.OJPEG})
     ):
+        return f"colour mode {page.photometric.name} is not supported"
+    if page.samplesperpixel in {1, 3} or _is_rgba(page):
         return ""
-    return f"colour mode {page.photometric.name} is not supported"
+    return f"{page.samplesperpixel} channels that are not RGB are not supported"
+
+
+def _is_rgba(page: Any) -> bool:
+    from tifffile import EXTRASAMPLE
+
+    transparent = {EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA}
+    return bool(page.samplesperpixel == 4 and len(page.extrasamples) == 1 and page.extrasamples[0] in transparent)
 
 
 def _tag_mpp(page: Any) -> Mpp | None:

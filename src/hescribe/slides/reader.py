@@ -6,7 +6,6 @@ import math
 import warnings
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.slides.plain import FlatTiff, PlainImage, tiff_facts
@@ -16,6 +15,7 @@ from hescribe.types import Mpp
 
 _PLAIN = {".jpg", ".jpeg", ".png"}
 _TIFF = {".tif", ".tiff"}
+_TILED = {".svs"}  #: TIFFs that are tiled always
 LARGEST_SLIDE = 200_000_000_000  #: pixels: a whole 75 × 50 mm glass at 0.14 µm per pixel
 _DISAGREEMENT = 0.1  #: share by which two sources of µm per pixel may differ unremarked
 
@@ -30,34 +30,41 @@ def open_slide(path: str | Path) -> Slide:
         when they are read.
     """
     file = Path(path)
-    if file.is_symlink() and not file.exists():
-        raise InputError("a link to a file that is not there", path=file)
-    if not file.exists():
-        raise InputError("no such image", path=file, fix="check the path, or the manifest's column 'image'")
-    if file.is_dir():
-        raise InputError("a folder, not an image", path=file)
-    if file.stat().st_size == 0:
-        raise InputError("the image is empty (0 bytes)", path=file)
-    suffix = file.suffix.lower()
     try:
-        if suffix in _PLAIN:
-            return PlainImage(file)
-        if suffix in _TIFF:
-            facts = tiff_facts(file)
-            if not facts["tiled"]:
-                return FlatTiff(file)
-            _check_tiled(facts, file)
-        return WholeSlide(file)
+        if file.is_symlink() and not file.exists():
+            raise InputError("a link to a file that is not there", path=file)
+        if not file.exists():
+            raise InputError("no such image", path=file, fix="check the path, or the manifest's column 'image'")
+        if file.is_dir():
+            raise InputError("a folder, not an image", path=file)
+        with file.open("rb") as content:  # slide libraries do not say that they may not read
+            if not content.read(1):
+                raise InputError("the image is empty (0 bytes)", path=file)
+        return _open(file)
     except OSError as error:
         raise InputError(f"cannot be opened ({error.strerror or error})", path=file) from error
 
 
-def _check_tiled(facts: dict[str, Any], path: Path) -> None:
-    width, height = facts["size"]
+def _open(file: Path) -> Slide:
+    suffix = file.suffix.lower()
+    if suffix in _PLAIN:
+        return PlainImage(file)
+    if suffix in _TIFF | _TILED:
+        facts = tiff_facts(file)
+        if not facts["tiled"] and suffix in _TIFF:
+            return FlatTiff(file)
+        _check_size(facts["size"], file)
+        if facts["problem"]:
+            raise InputError(facts["problem"], path=file, fix="save it as 8-bit RGB, in tiles of 256 or 512 px")
+    slide = WholeSlide(file)
+    _check_size((slide.width, slide.height), file)
+    return slide
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    width, height = size
     if width * height > LARGEST_SLIDE:
         raise InputError(f"it claims to have {width:,} × {height:,} px; no slide is that large", path=path)
-    if facts["problem"]:
-        raise InputError(facts["problem"], path=path, fix="save it as 8-bit RGB")
 
 
 def resolve_mpp(

@@ -16,6 +16,7 @@ Rgb = npt.NDArray[np.uint8]  #: (height, width, 3)
 
 _BLOCK = 512  #: pixels, where a format does not say how it is stored
 _BAND = 32_000_000  #: pixels decoded at once for a thumbnail
+_BLENDED = 1_000_000  #: pixels that are laid on white at once
 _PLAUSIBLE_MPP = (0.05, 10.0)  #: outside, a resolution was written for a printer or a screen
 
 
@@ -144,8 +145,11 @@ def on_white(image: npt.NDArray[np.uint8]) -> Rgb:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.shape[2] != 4:
         return image
-    alpha = image[:, :, 3:]
-    if (alpha == 255).all():
+    if image[:, :, 3].min(initial=255) == 255:
         return image[:, :, :3]
-    blended = (image[:, :, :3].astype(np.uint32) * alpha + 255 * (255 - alpha.astype(np.uint32)) + 127) // 255
-    return blended.astype(np.uint8)
+    out = np.empty((*image.shape[:2], 3), dtype=np.uint8)
+    rows = max(1, _BLENDED // max(image.shape[1], 1))  # a few at a time: sums need four bytes a number
+    for top in range(0, len(image), rows):
+        colours, alpha = np.split(image[top : top + rows].astype(np.uint32), [3], axis=2)
+        out[top : top + rows] = (colours * alpha + 255 * (255 - alpha) + 127) // 255
+    return out

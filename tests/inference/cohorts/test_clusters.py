@@ -58,6 +58,10 @@ def test_one_worker_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"kind": "cron"}, None, "'cron' is no kind of queue .*slurm, lsf, pbs, sge"),
         ({"cores": 4}, None, "'' is no kind of queue"),
         ({"kind": "slurm", "workers": "many"}, None, "'many' is no number"),
+        ({"kind": "slurm", "workers": True}, None, "True is no number"),
+        ({"kind": "slurm", "cores": "two"}, None, "cores = 'two' is no number"),
+        ({"kind": "slurm", "cores": 0}, None, "cores = 0 is no number"),
+        ({"kind": "slurm", "job_script_prologue": "module load x"}, None, "'module load x' is no list"),
     ],
 )
 def test_clusters_that_cannot_be(cluster: object, workers: int | None, message: str) -> None:
@@ -107,6 +111,8 @@ def test_what_the_queue_does_not_know_is_said() -> None:
     pytest.importorskip("dask_jobqueue")
     with pytest.raises(InputError, match=r"slurm: .*colour"):
         open_queue({**SLURM, "colour": "red"}, submit=False)
+    with pytest.raises(InputError, match=r"slurm: .*nowhere0"):
+        open_queue({**SLURM, "interface": "nowhere0"}, submit=False)
     with pytest.raises(InputError, match="cores and memory"):
         open_queue({"kind": "slurm"}, submit=False)
 

@@ -85,7 +85,7 @@ def test_each_module_is_prepared_once(
     monkeypatch.setattr(prepared, "fold_normalisation", fold)
     monkeypatch.setattr(prepared, "compile_module", compile_module)
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
-    monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: True)
+    monkeypatch.setattr(prepared, "lacks_bf16", lambda *_: True)
     monkeypatch.setattr(prepared, "_measure", measure)
     monkeypatch.setattr(prepared, "_FEWEST", 1)  # else the slide is too small to be measured
     another = shutil.copy(slide, tmp_path / "another.tif")
@@ -98,7 +98,7 @@ def test_a_small_slide_after_a_large_one_is_what_it_is_alone(monkeypatch: pytest
     """Else the order of slides would decide its numbers."""
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
     monkeypatch.setattr(prepared, "compile_module", lambda module, *_: copy.deepcopy(module))
-    monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: True)
+    monkeypatch.setattr(prepared, "lacks_bf16", lambda *_: True)
     monkeypatch.setattr(prepared, "_QUICKER", 0.0)
     small, encoder = Sweep(), prepared.PreparedEncoder(make_bundle().encoder)
     small.placements = (type("P", (), {"corners": np.empty((20, 2))}),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from PIL import Image
 
 from hescribe.errors import HescribeError, InputError
 from hescribe.inference import read_prediction
-from hescribe.inference.slides import predict_slide, predict_slides
+from hescribe.inference.slides import SlidesFailed, predict_slide, predict_slides
 from hescribe.inference.slides.run import find_slides, resolve_devices
+from hescribe.slides.slide import Slide
+from hescribe.slides.tissue import find_tissue
 from tests.inference.slides.made import MPP, draw_slide, make_bundle, write_slide
 
 IMAGE = draw_slide(600)
@@ -59,6 +62,23 @@ def four_channels(path: Path) -> None:
     tifffile.imwrite(path, np.dstack([IMAGE] * 2)[..., :4], tile=(128, 128), photometric="separated")
 
 
+def with_channels(number: int) -> Callable[[Path], None]:
+    """The slide's colours and further channels that nobody says what they are of."""
+
+    def write(path: Path) -> None:
+        pixels = np.dstack([IMAGE, IMAGE])[:, :, :number]
+        tifffile.imwrite(
+            path, pixels, photometric="rgb" if number > 2 else "minisblack", planarconfig="contig",
+            extrasamples=["unspecified"] * (number - 3 if number > 2 else 1),
+        )  # fmt: skip
+
+    return write
+
+
+def one_block(path: Path) -> None:
+    tifffile.imwrite(path, IMAGE, tile=(8192, 8192), photometric="rgb", compression="deflate")
+
+
 HOSTILE = {
     "truncated": (truncated, "truncated|damaged"),
     "damaged": (damaged, "cannot be (decoded|read)"),
@@ -73,6 +93,10 @@ HOSTILE = {
         lambda p: tifffile.imwrite(p, IMAGE.astype(np.uint16) * 257, tile=(128, 128), photometric="rgb"),
         "uint16 pixels are not supported",
     ),
+    "two-channels": (with_channels(2), "2 channels that are not RGB are not supported"),
+    "four-channels": (with_channels(4), "4 channels that are not RGB are not supported"),
+    "five-channels": (with_channels(5), "5 channels that are not RGB are not supported"),
+    "one-block": (one_block, "blocks of 8,192 × 8,192 px are too large"),
     "a-million-pixels": (claims_a_million_pixels, "1,000,000 × 1,000,000 px; no slide is that large"),
     "folder": (lambda p: p.mkdir(), "a folder"),
     "missing": (lambda _: None, "no such image"),
@@ -94,12 +118,22 @@ def test_each_is_one_clear_line(name: str, tmp_path: Path) -> None:
     assert left <= {f".{name}.zarr.lock"}
 
 
+@pytest.mark.parametrize("name", ["a-million-pixels", "sixteen-bits", "five-channels", "no-permission"])
+def test_another_name_hides_nothing(name: str, tmp_path: Path) -> None:
+    make, message = HOSTILE[name]
+    path = tmp_path / f"{name}.svs"
+    make(path)
+    with pytest.raises(InputError, match=message):
+        predict_slides(make_bundle(), [path], tmp_path / "out", mpp=MPP)
+
+
 def test_without_scale(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "slide.tif", IMAGE, mpp=None)
     with pytest.raises(InputError, match=r"µm per pixel is not known .*--mpp"):
         predict_slide(make_bundle(), path, tmp_path / "out.zarr")
-    with pytest.raises(InputError, match="cannot be"):
-        predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=-1.0)
+    for wrong in ({"mpp": -1.0}, {"stride_um": 7.9}, {"stride_um": float("inf")}, {"stride_um": float("nan")}):
+        with pytest.raises(InputError, match="cannot be"):
+            predict_slide(make_bundle(), path, tmp_path / "out.zarr", **wrong)
     assert read_prediction(predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=MPP)).n_obs
 
 
@@ -129,6 +163,33 @@ def test_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     with pytest.raises(InputError, match="empty"):
         predict_slides(make_bundle(), [tmp_path / "b.tif", good[0]], tmp_path / "other", keep_going=False)
     assert not list((tmp_path / "other").glob("*.zarr"))
+
+
+def test_a_folder_among_slides_does_not_stop_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [write_slide(tmp_path / f"{n}.tif", IMAGE) for n in ("a", "d")]
+    (tmp_path / "b.tif").mkdir()
+    (tmp_path / "c.tif").symlink_to("nowhere.tif")
+    with caplog.at_level(logging.ERROR, "hescribe"), pytest.raises(SlidesFailed, match="2 of 4") as failed:
+        predict_slides(make_bundle(), [good[0], tmp_path / "b.tif", tmp_path / "c.tif", good[1]], tmp_path / "out")
+    assert [p.name for p in failed.value.written] == ["a.zarr", "d.zarr"]
+    assert ["a folder" in caplog.messages[0], "a link to a file" in caplog.messages[1]] == [True, True]
+    assert find_slides([str(tmp_path / "*.tif")]) == [good[0], tmp_path / "c.tif", good[1]]
+    # Whatever one slide meets, the others go on
+    monkeypatch.setattr("hescribe.inference.slides.job.find_tissue", _trips_over("d.tif"))
+    with pytest.raises(SlidesFailed, match="1 of 2"):
+        predict_slides(make_bundle(), [good[1], good[0]], tmp_path / "other")
+    assert (tmp_path / "other" / "a.zarr").exists()
+
+
+def _trips_over(name: str) -> Callable[..., object]:
+    def find(slide: Slide, **how: float) -> object:
+        if slide.path.name == name:
+            raise MemoryError("no more of it")
+        return find_tissue(slide, **how)
+
+    return find
 
 
 def test_slides_are_found(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from hescribe import keys
 from hescribe.encoders import Extraction, describe_tiles
+from hescribe.encoders.context import gaussian_weights
 from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import expression, features, predict_slide, prepared
@@ -94,6 +97,23 @@ def test_descriptions_are_those_of_the_encoders_room(name: str, slide: Path, tmp
     expected = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False).full
     assert len(seen) > 2
     np.testing.assert_allclose(np.concatenate(seen), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_dense_grid_has_the_means_of_a_thinned_one() -> None:
+    """As many tiles as say something, and the same means: features change over the width of a tile, 112 µm."""
+    side, stride_um, spread_um = 108, 16.0, 200.0
+    noise = np.random.default_rng(0).normal(size=(side, side, 3))
+    features = gaussian_filter(noise, (112 / 12**0.5 / stride_um,) * 2 + (0,)).reshape(-1, 3)
+    centres = (np.mgrid[:side, :side][::-1].reshape(2, -1).T + 0.5) * stride_um
+    rows = expression.thin(centres, stride_um, spread_um)
+    assert len(rows) == (side / 3) ** 2
+    some = np.random.default_rng(1).choice(len(centres), 400, replace=False)
+    found = gaussian_weights(cKDTree(centres[rows]), centres[some], spread_um) @ features[rows]
+    expected = gaussian_weights(cKDTree(centres), centres[some], spread_um) @ features
+    off = np.abs(found - expected)
+    assert off.max() < 0.01 * features.std()
+    assert len(expression.thin(centres, 112.0, spread_um)) == len(centres)
+    assert len(expression.thin(centres[[7]], stride_um, spread_um)) == 1  # where no row of the lattice meets it
 
 
 def test_moments_of_blocks_where_the_mean_is_large() -> None:
@@ -209,7 +229,7 @@ class TestPrecision:
                 yield Batch(0, [np.zeros((64, 8, 8, 3), np.uint8)])
 
         monkeypatch.setattr(prepared, "_measure", measure)
-        monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: False)
+        monkeypatch.setattr(prepared, "lacks_bf16", lambda *_: False)
         return prepared.PreparedEncoder(make_bundle().encoder).settle_precision(choice, Fake(), views=1, device="cpu")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -266,7 +286,7 @@ class TestPrecision:
         sweep.placements = (type("P", (), {"corners": np.empty((1000, 2))}),)
         sweep.batches = lambda *_a, **_k: iter([Batch(0, [np.zeros((4, 8, 8, 3), np.uint8)])])
         monkeypatch.setattr(prepared, "_measure", measure)
-        monkeypatch.setattr(prepared, "_lacks_bf16", lambda *_: False)
+        monkeypatch.setattr(prepared, "lacks_bf16", lambda *_: False)
         assert (
             prepared.PreparedEncoder(make_bundle().encoder).settle_precision("auto", sweep, views=1, device="cpu")
             == "fp32"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import json
 import multiprocessing
 import os
 import random
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from hescribe import keys
-from hescribe.errors import OutputError
+from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import predict_slide
 from hescribe.inference.slides.plan import Work, alone
@@ -208,6 +210,49 @@ def test_a_prediction_at_spots_is_not_written_over(slide: Path, tmp_path: Path) 
     ad.AnnData(np.zeros((2, 2), "f")).write_zarr(tmp_path / "out.zarr")
     with pytest.raises(OutputError, match="is no prediction of a slide"):
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+
+
+def test_a_disk_that_hiccups_costs_nothing(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slide that cannot be read for a moment is not a damaged one: what was done stays, a cohort tries again."""
+    from hescribe.inference.cohorts.work import _may_pass
+    from hescribe.slides.blocks.tiff import _File
+
+    monkeypatch.setattr("hescribe.inference.slides.features.CHUNK", 64)
+    fine = {"stride_um": 40.0, "precision": "fp32"}
+    output, read, count = tmp_path / "out.zarr", _File.read, iter(range(10**6))
+
+    def stale(self: _File, offset: int, length: int) -> bytes:
+        if next(count) == 24:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self, offset, length)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=r"slide\.tif: cannot be read") as failed:
+        patch.setattr(_File, "read", stale)
+        predict_slide(make_bundle(), slide, output, **fine)
+    assert _may_pass(failed.value)
+    assert Work.beside(output).done("encoded") > 0
+    again = read_prediction(predict_slide(make_bundle(), slide, output, **fine))
+    whole = read_prediction(predict_slide(make_bundle(), slide, tmp_path / "whole.zarr", **fine))
+    np.testing.assert_array_equal(again.X, whole.X)
+
+
+def test_without_bf16_it_is_begun_anew(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out.zarr"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hescribe.inference.slides.job.publish", interrupt)
+        predict_slide(make_bundle(), slide, output)
+    plan = Work.beside(output).folder / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "precision": "bf16"}))
+    monkeypatch.setattr("hescribe.inference.slides.job.lacks_bf16", lambda *_: True)
+    told = read_prediction(predict_slide(make_bundle(), slide, output)).uns[keys.PROVENANCE]
+    assert told["precision"] == "fp32"
+
+
+def test_nothing_stays_of_what_was_replaced(slide: Path, tmp_path: Path) -> None:
+    output = predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    (tmp_path / ".out.zarr.0123abcd.old").mkdir()  # killed while the older output was removed
+    predict_slide(make_bundle(), slide, output)
+    assert {p.name for p in tmp_path.glob(".*")} == {".out.zarr.lock"}
 
 
 def test_a_byte_changed_in_the_middle_is_noticed(slide: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def predict(
         return
     from hescribe.inference import load_bundle
 
-    trained = load_bundle(bundle)
+    trained, failed = load_bundle(bundle), None
     if sections is not None:
         from hescribe.encoders import resolve_device
         from hescribe.inference import predict_sections
@@ -117,9 +117,15 @@ def predict(
         chosen = o.choose_sections(sections, only=only, without=without)
         written = predict_sections(trained, chosen, output, device=resolve_device(device), **common)  # type: ignore[arg-type]
     else:
-        from hescribe.inference.slides import predict_slides
+        from hescribe.inference.slides import SlidesFailed, predict_slides
 
-        written = predict_slides(trained, slides or [], output, device=device, keep_going=keep_going, **grid, **common)  # type: ignore[arg-type]
+        try:
+            how = {"device": device, "keep_going": keep_going}
+            written = predict_slides(trained, slides or [], output, **how, **grid, **common)  # type: ignore[arg-type]
+        except SlidesFailed as error:
+            failed, written = error, error.written
     write_resolved(context, output)
     for path in written:
         typer.echo(str(path))
+    if failed is not None:
+        raise failed

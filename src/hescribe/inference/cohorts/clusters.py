@@ -19,6 +19,7 @@ from hescribe.errors import InputError, MissingExtraError
 
 QUEUES = {"slurm": "SLURMCluster", "lsf": "LSFCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
 Cluster = str | Mapping[str, Any]
+_LINES = ("job_script_prologue", "job_extra_directives", "worker_extra_args")  #: settings that are lists
 _TIMEOUT = 15.0  #: seconds a scheduler may take to answer
 
 # A task whose worker is lost comes back at once: the driver counts its attempts. Memory is bounded by the slide layer;
@@ -147,15 +148,19 @@ def open_queue(table: Mapping[str, Any], *, workers: int | None = None, submit: 
     settings.pop("workers", None)
     if kind not in QUEUES:
         raise InputError(f"{kind!r} is no kind of queue", path="--cluster", fix=f"kind = one of {', '.join(QUEUES)}")
-    processes = settings.setdefault("processes", 1)
-    for name, value in (("workers", number), ("processes", processes)):
-        if not isinstance(value, int) or value < 1:
+    processes, cores = settings.setdefault("processes", 1), settings.get("cores", 1)
+    for name, value in (("workers", number), ("processes", processes), ("cores", cores)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} = {value!r} is no number of {name}", path="--cluster")
+    for name in _LINES:
+        value = settings.get(name, [])
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise InputError(f"{name} = {value!r} is no list", path="--cluster", fix=f'{name} = ["…"]')
     try:
         made = getattr(import_module("dask_jobqueue"), QUEUES[kind])
     except ImportError:
         raise MissingExtraError("dask-jobqueue", "cluster") from None
-    threads = max(1, int(settings.get("cores") or 1) // processes)
+    threads = max(1, cores // processes)
     # Before the user's own lines, so that those can say otherwise
     settings["job_script_prologue"] = [f"export OMP_NUM_THREADS={threads}", *settings.get("job_script_prologue", [])]
     settings["worker_extra_args"] = [*settings.get("worker_extra_args", []), "--nthreads", "1"]
@@ -165,7 +170,7 @@ def open_queue(table: Mapping[str, Any], *, workers: int | None = None, submit: 
         raise InputError(f"{command} is not on this machine", path="--cluster", fix="start it where jobs are submitted")
     try:
         cluster = made(**settings)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{kind}: {error}", path="--cluster") from error
     if submit:
         _submit(cluster, -(-number // processes), kind)

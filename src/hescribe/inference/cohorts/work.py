@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 import time
@@ -20,6 +21,7 @@ from hescribe.inference.cohorts.sources import describe, is_url, look_up, staged
 from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.slides.run import predict_slide
 
+_GIVEN = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR}  #: wrong paths and permissions
 _ONE_AT_A_TIME = threading.Lock()  #: a worker may have several threads; what a slide is read with, only one at a time
 
 
@@ -85,12 +87,17 @@ def predict_one(task: Task) -> Outcome:
         try:
             outcome = _predict(task)
         except HescribeError as error:
-            unlucky = isinstance(error, OutputError) and isinstance(error.__cause__, OSError)
-            outcome = Outcome("unlucky" if unlucky else "refused", _name_source(str(error), task))
+            outcome = Outcome("unlucky" if _may_pass(error) else "refused", _name_source(str(error), task))
         except Exception as error:  # one slide must not end a cohort, whatever it meets
             outcome = Outcome("unlucky", _name_source(describe(error), task))
     said = tuple(dict.fromkeys(_name_source(str(w.message), task) for w in caught))
     return replace(outcome, seconds=time.perf_counter() - began, warnings=said)
+
+
+def _may_pass(error: HescribeError) -> bool:
+    """Whether the machine is to blame, and not what was given."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and (isinstance(error, OutputError) or cause.errno not in _GIVEN)
 
 
 def _predict(task: Task) -> Outcome:

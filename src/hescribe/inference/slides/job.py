@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import time
@@ -35,9 +36,9 @@ from hescribe.inference.slides.plan import (
     hash_names,
     read_finished,
 )
-from hescribe.inference.slides.prepared import PreparedEncoder
+from hescribe.inference.slides.prepared import PreparedEncoder, lacks_bf16
 from hescribe.io.rows import GrowingTable
-from hescribe.io.store import publish
+from hescribe.io.store import publish, remove
 from hescribe.slides.blocks.cells import Cells, open_cells
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import lay_grid, reading_order
@@ -100,7 +101,11 @@ class SlideJob:
         mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, path=path)
         there = (read_finished(output) if output.exists() else None) or Work.beside(output).plan or {}
         earlier = Stamp(**there["stamp"]) if "stamp" in there else None
-        return cls(bundle, path, output, options, devices, slide, mpp, genes, Stamp.of(path, earlier), encoder)
+        try:
+            stamp = Stamp.of(path, earlier)
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror or error})", path=path) from error
+        return cls(bundle, path, output, options, devices, slide, mpp, genes, stamp, encoder)
 
     @property
     def known_patient(self) -> bool:
@@ -132,24 +137,31 @@ class SlideJob:
         work = Work.beside(self.output)
         if self.output.exists() and not overwrite:
             self._check_finished()
-            work.discard()  # where it was killed at the very end
+            self._tidy(work)
             return self.output
         began = time.perf_counter()
         cells = open_cells(self.slide)
         try:
             plan = self._resume(work, overwrite=overwrite) or self._begin(work, cells)
             tiles = self._predict(work, cells, plan)
-        except InputError:
-            work.discard()  # nothing can be made of a slide that is damaged
+        except InputError as error:
+            if not isinstance(error.__cause__, OSError):  # nothing can be made of a slide that is damaged
+                work.discard()
             raise
         publish(work.prediction, self.output)
-        work.discard()
+        self._tidy(work)
         seconds = time.perf_counter() - began
         logger.info(
             f"{self.path.name}: {tiles:,} tiles × {len(self.genes):,} genes in {seconds:.0f} s "
             f"({tiles / seconds:.0f} tiles/s, {plan['precision']}, {plan['engine']}) → {self.output}"
         )
         return self.output
+
+    def _tidy(self, work: Work) -> None:
+        """Remove what is of no use beside a finished output, also what a run left that was killed at its very end."""
+        work.discard()
+        for old in self.output.parent.glob(f".{glob.escape(self.output.name)}.*.old"):
+            remove(old)
 
     def _check_finished(self) -> None:
         finished = read_finished(self.output)
@@ -171,6 +183,15 @@ class SlideJob:
         if plan["engine"] != TORCH:
             here["engine"] = openvino_name()  # another version may round otherwise
         difference = find_difference({**self.facts, **here}, plan)
+        chosen = self.options.precision != "auto"
+        if (
+            not difference
+            and not chosen
+            and plan["precision"] == "bf16"
+            and lacks_bf16(self.devices[0], plan["engine"])
+        ):
+            logger.info(f"{self.path.name}: begun in bf16, which this processor does not have: begun anew")
+            return None
         if not difference:
             return plan
         if overwrite:
@@ -226,7 +247,9 @@ class SlideJob:
             further, which = self._places_beside(cells, centres)
             sweep = self._sweep(cells, further, (1.0,))
             beside = Beside(encode(sweep=sweep, stage="beside")[0] if len(further) else None, which)
-        described = describe_slide(work, features, beside, how.context, centres=centres, mpp=self.mpp)
+        stride_um = max(1, round(plan["stride_um"] / self.mpp)) * self.mpp  # in whole pixels, as the grid was laid
+        grid = {"centres": centres, "mpp": self.mpp, "stride_um": stride_um}
+        described = describe_slide(work, features, beside, how.context, **grid)
         head = bundle.predictor(device=self.devices[0], use_cache=False, patient=self.options.patient).head
         # For heads that look at the tiles once more
         tiles = SlideTiles(self.path, centres, mpp=self.mpp, slide_id=self.path.stem)

@@ -33,10 +33,11 @@ from hescribe.errors import InputError, OutputError
 from hescribe.io.rows import RowFile, read_uns
 from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
+from hescribe.slides.grid import SMALLEST_STRIDE_UM
 from hescribe.slides.slide import hash_file
 from hescribe.types import Centres, Microns, Mpp
 
-FORMAT = 3  #: raised when the way a slide is predicted changes any number
+FORMAT = 4  #: raised when the way a slide is predicted changes any number
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 
@@ -86,6 +87,8 @@ class SlideOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
+        if self.stride_um is not None and not SMALLEST_STRIDE_UM <= self.stride_um < float("inf"):
+            raise InputError(f"a stride of {self.stride_um:g} µm cannot be", path="--stride-um", fix="8 µm or more")
         if self.mpp is not None and not 0.05 <= self.mpp <= 10:
             raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix="0.05 to 10")
 
@@ -178,7 +181,10 @@ class Work:
         """Start anew."""
         self.discard()
         self.folder.mkdir(parents=True)
-        np.save(self.folder / "centres.npy", centres)
+        with (self.folder / "centres.npy").open("wb") as file:
+            np.save(file, centres)
+            file.flush()
+            os.fsync(file.fileno())
         self._replace("plan.json", plan)
 
     def discard(self) -> None:

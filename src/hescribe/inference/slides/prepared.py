@@ -136,7 +136,7 @@ class PreparedEncoder:
         InputError
             bf16 is asked for and the encoder has no weights, or OpenVINO does not compute in it here.
         """
-        lacking = _lacks_bf16(device, engine)
+        lacking = lacks_bf16(device, engine)
         if choice == "fp32" or (choice == "auto" and (_count(sweep) < _FEWEST or lacking)):
             return "fp32"
         if lacking and engine != TORCH:
@@ -176,7 +176,7 @@ class PreparedEncoder:
             return TORCH
         if next(self.encoder.module.parameters(), None) is None:
             return TORCH
-        if precision == "bf16" and _lacks_bf16(device, name):
+        if precision == "bf16" and lacks_bf16(device, name):
             return TORCH
         images = _first_tiles(sweep, device)
         exact, _ = self._trial(images, device, TORCH, "fp32", views=views)
@@ -219,7 +219,7 @@ def _count(sweep: Sweep) -> int:
     return len(sweep.placements[0].corners)
 
 
-def _lacks_bf16(device: str, engine: str = TORCH) -> bool:
+def lacks_bf16(device: str, engine: str = TORCH) -> bool:
     """Whether it is a processor known to have nothing for bf16: there a tile can take seconds, so none is tried."""
     if torch.device(device).type != "cpu":
         return False

@@ -42,6 +42,24 @@ SLIDE_SUFFIXES = frozenset(
 )
 
 
+class SlidesFailed(InputError):
+    """Some of several slides failed.
+
+    Parameters
+    ----------
+    failed
+        Which.
+    written
+        Predictions of the others.
+    of
+        How many slides there were.
+    """
+
+    def __init__(self, failed: Sequence[Path], written: list[Path], *, of: int) -> None:
+        super().__init__(f"{len(failed)} of {of} slides failed: {', '.join(str(p) for p in failed)}")
+        self.written = written
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of ``SlideOptions``."""
 
@@ -143,7 +161,9 @@ def predict_slides(
     Raises
     ------
     InputError
-        Two slides would have one output, or some slides failed; the others are written then.
+        Two slides would have one output.
+    SlidesFailed
+        Some slides failed; the others are written.
     """
     paths = find_slides(slides)
     written: list[Path] = []
@@ -154,13 +174,14 @@ def predict_slides(
             target = Path(output) / f"{path.stem}.zarr"
             where = {"device": device, "overwrite": overwrite, "encoder": encoder}
             written.append(predict_slide(bundle, path, target, **where, **options))  # type: ignore[arg-type]
-        except HescribeError as error:
+        except Exception as error:  # one slide must not end the others, whatever it meets
             if not keep_going or len(paths) == 1:
                 raise
             failed.append(path)
-            logger.error(f"error: {error}")
+            known = isinstance(error, HescribeError)
+            logger.error(f"error: {error}" if known else f"error: {path}: {type(error).__name__}: {error}")
     if failed:
-        raise InputError(f"{len(failed)} of {len(paths)} slides failed: {', '.join(str(p) for p in failed)}")
+        raise SlidesFailed(failed, written, of=len(paths))
     return written
 
 
@@ -174,21 +195,15 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for item in given:
-        path = Path(item)
         if "://" in str(item):
             raise InputError("a URL", path=item, fix="those are fetched by workers: --cluster local")
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.name[0] != ".")
-            if not inside:
-                raise InputError("a folder without slides", path=path, fix=f"known: {' '.join(sorted(SLIDE_SUFFIXES))}")
-        elif not path.exists() and not path.is_symlink() and any(c in str(item) for c in "*?["):
-            anchor = Path(path.anchor) if path.is_absolute() else Path()
-            matches = anchor.glob(str(path.relative_to(anchor)))
-            inside = sorted(p for p in matches if p.is_file() and p.name[0] != ".")
-            if not inside:
-                raise InputError("no file fits this pattern", path=path)
-        else:
-            inside = [path]
+        try:
+            inside = _inside(Path(item))
+        except (InputError, OSError):
+            # Among others it is one that cannot be read: told when its turn comes, and the others go on
+            if len(given) == 1:
+                raise
+            inside = [Path(item)]
         found.update(dict.fromkeys(inside))
     stems: dict[str, Path] = {}
     for path in found:
@@ -198,6 +213,24 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
             )
         stems[path.stem] = path
     return list(found)
+
+
+def _inside(path: Path) -> list[Path]:
+    """The slides of a folder, what fits a pattern, or the path itself."""
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.name[0] != ".")
+        if not inside:
+            raise InputError("a folder without slides", path=path, fix=f"known: {' '.join(sorted(SLIDE_SUFFIXES))}")
+        return inside
+    if path.exists() or path.is_symlink() or not any(c in str(path) for c in "*?["):
+        return [path]
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    matches = anchor.glob(str(path.relative_to(anchor)))
+    # Links that lead nowhere are kept, and told of like any slide that cannot be read
+    inside = sorted(p for p in matches if p.name[0] != "." and (p.is_file() or p.is_symlink()))
+    if not inside:
+        raise InputError("no file fits this pattern", path=path)
+    return inside
 
 
 def resolve_devices(device: str) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class TiffLevel:
             if len(data) < count:
                 raise ValueError("the file ends before the block does")
             pixels = on_white(self.decoder(data, index)[0][:height, :width])
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror or error})", path=self.file.path) from error
         except Exception as error:  # codecs raise their own kinds
             raise InputError(
                 f"block {index} cannot be decoded ({' '.join(str(error).split())[:120]}); is it damaged or truncated?",

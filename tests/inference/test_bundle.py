@@ -1,0 +1,31 @@
+"""What a bundle is told apart by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hescribe import keys
+from hescribe.inference.bundle import check_bundle
+from tests.inference.slides.made import make_bundle
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("method_config", "retrieval", {"k": 3}), ("extraction", "views", 4), ("provenance", "sections", {"B": "P2"})],
+)
+def test_another_setting_is_another_bundle(part: str, name: str, value: object, tmp_path: Path) -> None:
+    """A prediction depends on how the files are used, and a finished one is skipped by the bundle's hash."""
+    folder = make_bundle("bleep").save(tmp_path / "bundle")
+    before, config = check_bundle(folder), folder / keys.BUNDLE_CONFIG
+    told = json.loads(config.read_text())
+    assert told[part][name] != value
+    told[part][name] = value
+    config.write_text(json.dumps(told))
+    assert check_bundle(folder) != before
+    told["provenance"]["seconds"] = 1.0  # what nothing depends on
+    same = check_bundle(folder)
+    config.write_text(json.dumps(told))
+    assert check_bundle(folder) == same
