@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -118,8 +119,30 @@ class Slide(ABC):
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of the file's bytes."""
-        return hash_file(self.path)
+        """Hash of the bytes of the slide's files."""
+        return hash_slide(self.path)
+
+
+def slide_files(path: Path) -> list[Path]:
+    """The file of a slide and those beside it that hold its pixels, in formats that have such."""
+    suffix = path.suffix.lower()
+    beside: Iterable[Path] = ()
+    if suffix == ".mrxs":
+        beside = path.with_suffix("").rglob("*")
+    elif suffix == ".dcm":
+        beside = path.parent.glob("*.[dD][cC][mM]")
+    elif suffix in {".vms", ".vmu"}:
+        beside = (p for p in path.parent.iterdir() if p.name.startswith(path.stem))
+    return [path, *sorted(p for p in beside if p.is_file() and p != path)]
+
+
+def hash_slide(path: Path) -> str:
+    """Hash of the bytes of all files of a slide."""
+    files = slide_files(path)
+    if len(files) == 1:
+        return hash_file(path)
+    told = "".join(f"{file.relative_to(path.parent)}\0{hash_file(file)}\0" for file in files)
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def hash_file(path: Path) -> str:

@@ -21,7 +21,7 @@ from hescribe import keys
 from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import predict_slide
-from hescribe.inference.slides.plan import Work, alone
+from hescribe.inference.slides.plan import Stamp, Work, alone
 from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 from tests.inference.slides.victim import run
 
@@ -262,6 +262,19 @@ def test_a_byte_changed_in_the_middle_is_noticed(slide: Path, tmp_path: Path) ->
     slide.write_bytes(bytes(data))
     with pytest.raises(OutputError, match="the slide has changed"):
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize(("name", "beside"), [("m.mrxs", "m/Data0000.dat"), ("a.dcm", "b.dcm"), ("v.vms", "v-1.jpg")])
+def test_pixels_may_lie_in_files_beside(name: str, beside: str, tmp_path: Path) -> None:
+    slide, pixels = tmp_path / name, tmp_path / beside
+    pixels.parent.mkdir(exist_ok=True)
+    slide.write_bytes(b"index")
+    pixels.write_bytes(b"one")
+    before = Stamp.of(slide)
+    assert Stamp.of(slide, before) is before
+    pixels.write_bytes(b"two")
+    os.utime(pixels, ns=(before.changed + 1, before.changed + 1))
+    assert Stamp.of(slide, before).content != before.content
 
 
 def test_a_second_process_says_so_in_one_line(slide: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from hescribe.io.rows import RowFile, read_uns
 from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
 from hescribe.slides.grid import SMALLEST_STRIDE_UM
-from hescribe.slides.slide import hash_file
+from hescribe.slides.slide import hash_slide, slide_files
 from hescribe.types import Centres, Microns, Mpp
 
 FORMAT = 4  #: raised when the way a slide is predicted changes any number
@@ -95,7 +95,7 @@ class SlideOptions:
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file as it was found.
+    """A slide's file, or files, as found.
 
     The content is what counts, all of it, so that a slide that was copied or touched is still the same and one that
     was changed in the middle is not; it costs a second per GB or so, little beside a prediction. Where size and time
@@ -110,10 +110,11 @@ class Stamp:
     @classmethod
     def of(cls, path: Path, earlier: Stamp | None = None) -> Stamp:
         """The stamp of a file; ``earlier`` spares reading it where nothing has changed."""
-        facts = path.stat()
-        if earlier is not None and (facts.st_size, facts.st_mtime_ns) == (earlier.size, earlier.changed):
+        facts = [file.stat() for file in slide_files(path)]
+        size, changed = sum(f.st_size for f in facts), max(f.st_mtime_ns for f in facts)
+        if earlier is not None and (size, changed) == (earlier.size, earlier.changed):
             return earlier
-        return cls(facts.st_size, facts.st_mtime_ns, hash_file(path))
+        return cls(size, changed, hash_slide(path))
 
 
 def hash_names(names: list[str]) -> str:
