@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import threading
 import time
@@ -21,7 +20,7 @@ from hescribe.inference.cohorts.sources import describe, is_url, look_up, staged
 from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.slides.run import predict_slide
 
-_GIVEN = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR}  #: wrong paths and permissions
+_GIVEN = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)  #: of paths that are wrong
 _ONE_AT_A_TIME = threading.Lock()  #: a worker may have several threads; what a slide is read with, only one at a time
 
 
@@ -97,7 +96,7 @@ def predict_one(task: Task) -> Outcome:
 def _may_pass(error: HescribeError) -> bool:
     """Whether the machine is to blame, and not what was given."""
     cause = error.__cause__
-    return isinstance(cause, OSError) and (isinstance(error, OutputError) or cause.errno not in _GIVEN)
+    return isinstance(cause, OSError) and (isinstance(error, OutputError) or not isinstance(cause, _GIVEN))
 
 
 def _predict(task: Task) -> Outcome:
