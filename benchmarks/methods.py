@@ -64,7 +64,7 @@ METHODS = {
     "carhe-clip": {"method": "carhe-clip", "inner_folds": 1},
     "fusion": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
-    "fusion, tile alone": {"method": "fusion", "options": {"context": {"centred": True}}},
+    "fusion, tile alone": {"method": "fusion", "options": {"context": {"scales": [1.0], "spreads_um": []}}},
     "fusion, as deep as measured": {"method": "fusion", "options": {"shallow": 0}},
     "fusion, everybody's map": {"method": "fusion", "options": {"own": False}},
     "fusion, 1 view": {"method": "fusion", "views": 1},

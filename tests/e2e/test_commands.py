@@ -214,6 +214,35 @@ def test_predict_evaluate_report(cli: Cli, ridge: Fitted, sections, manifest: Pa
     assert list((tmp_path / "r" / "figures").glob("*.svg"))
 
 
+def test_a_section_that_changed_is_not_taken_for_the_one_before(
+    cli: Cli,
+    ridge: Fitted,
+    sections,  # type: ignore[no-untyped-def]
+    manifest: Path,
+    tmp_path: Path,
+) -> None:
+    name = sections[2].section_id
+    given = ["predict", ridge[1], "--only", name, "-o", tmp_path / "out", "--sections"]
+    rows = pd.read_csv(manifest)
+    path = Path(manifest).with_name("changed.csv")
+    rows.loc[rows["section_id"] == name, "patient_id"] = "Another"
+    without_image = rows[rows["section_id"] == name].assign(section_id="unseen", image="")
+    pd.concat([without_image, rows]).to_csv(path, index=False)
+    assert cli(*given, manifest)[0] == cli(*given, manifest)[0] == 0
+    assert "of another patient" in cli.refuses(*given, path)
+    # A row without an image does not stop the others
+    assert cli("predict", ridge[1], "--sections", path, "--only", f"unseen,{name}", "-o", tmp_path / "other")[0] == 0
+    assert [p.name for p in (tmp_path / "other").glob("*.zarr")] == [f"{name}.zarr"]
+
+
+def test_figures_never_take_the_place_of_a_folder(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious").write_text("kept")
+    for output in ("results", "metrics.csv", "metrics.md"):
+        assert output in cli.refuses("evaluate", ridge[1], "--sections", manifest, "-o", tmp_path / output)
+    assert (tmp_path / "results" / "precious").read_text() == "kept"
+
+
 def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     slide = sections[2].image
     code, out, err = cli("predict", ridge[1], slide, "-o", tmp_path / "p", "--device", "cpu")

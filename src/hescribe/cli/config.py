@@ -76,7 +76,13 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         target = settings
         for folder in folders:
             target = target.setdefault(folder, {})
-        target[leaf] = yaml.safe_load(text)
+            if not isinstance(target, dict):
+                raise InputError(f"{folder!r} has a value and settings of its own", path="--option", fix="give one")
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{pair!r} cannot be read ({reason})", path="--option", fix="quote it") from error
     return settings
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hescribe.errors import InputError
 from hescribe.types import Mpp, TilePx
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -98,7 +99,19 @@ def weights_identity(name: str, module: nn.Module) -> str:
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` → the accelerator there is, or the CPU."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """``auto`` → the accelerator there is, or the CPU.
+
+    Raises
+    ------
+    InputError
+        There is no such device.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.zeros(1, device=device).is_meta:
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"the device {device!r} cannot be used ({reason})", path="--device") from error
+    return device

@@ -96,6 +96,21 @@ def check_unseen(bundle: Bundle, sections: Sequence[Section], *, allow_same_pati
         )
 
 
+def check_report(path: str | Path) -> None:
+    """Refuse a name that ``write_evaluation`` could not use, before the work.
+
+    Raises
+    ------
+    InputError
+        It is a folder, or would be one of the tables' names.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError("a folder, where a file is to be written", path=path, fix="--output metrics.json")
+    if path.suffix.lower() in {".csv", ".md"}:
+        raise InputError("the name of a table that is written beside it", path=path, fix="--output metrics.json")
+
+
 def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str | Path) -> Path:
     """Write ``metrics.json`` and beside it ``.csv`` (per section), ``.md`` (means) and ``.genes.csv``."""
     path = Path(path)

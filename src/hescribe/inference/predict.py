@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from hescribe.predictor import TileSource
 from hescribe.sections import Section
 from hescribe.types import Expression, Features, Mpp
 from hescribe.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True) -> ad.AnnData:
@@ -118,15 +121,21 @@ def predict_sections(
     Raises
     ------
     InputError
-        No gene can be trusted that far.
+        No gene can be trusted that far, or no section has an image; those without one among others are left out.
     OutputError
-        A prediction of another bundle, or with another choice of genes, is already there and may not be replaced.
+        A prediction of another bundle, patient, image or spots, or with another choice of genes, is already there and
+        may not be replaced.
     """
+    if missing := [s.section_id for s in sections if s.image is None]:
+        logger.info(f"without an image, left out: {', '.join(missing)}")
+        sections = [s for s in sections if s.image is not None]
+    if not sections:
+        raise InputError("no section has an image to predict from")
     chosen = [trusted_genes(bundle, min_pcc, known_patient=bundle.knows_patient(s.patient_id)) for s in sections]
     written = []
     for section, genes in zip(tqdm(sections, desc="predict", unit="section", disable=None), chosen, strict=True):
         path = Path(output) / f"{section.section_id}.zarr"
-        if overwrite or not _is_finished(path, bundle, genes):
+        if overwrite or not _is_finished(path, bundle, section, genes):
             write_anndata(predict(bundle, section, device=device)[:, genes].copy(), path)
         written.append(path)
     return written
@@ -162,14 +171,21 @@ def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool)
     return genes
 
 
-def _is_finished(path: Path, bundle: Bundle, genes: list[str]) -> bool:
+def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str]) -> bool:
     if not path.exists():
         return False
     there = read_prediction(path)
-    if there.uns[keys.PROVENANCE].get("bundle") != bundle.hash:
-        raise OutputError(f"{path} holds a prediction of another bundle (choose another output or pass --overwrite)")
-    if list(there.var_names) != genes:
-        raise OutputError(f"{path} holds a prediction of other genes (choose another output or pass --overwrite)")
+    told = there.uns[keys.PROVENANCE]
+    differences = {
+        "another bundle": told.get("bundle") != bundle.hash,
+        "other genes": list(there.var_names) != genes,
+        "another patient": told.get("patient") != section.patient_id,
+        "another image": told.get("image") != (section.image.name if section.image else ""),
+        "other spots": not np.array_equal(there.obsm[keys.SPATIAL], section.tiles().centres),
+    }
+    for what, differs in differences.items():
+        if differs:
+            raise OutputError(f"{path} holds a prediction of {what} (choose another output or pass --overwrite)")
     return True
 
 

@@ -95,6 +95,8 @@ def _is_about_writing(error: OSError) -> bool:
 
 def publish(temporary: Path, target: Path) -> None:
     """Rename, moving an older folder aside first: a folder cannot be replaced in one step."""
+    if target.is_dir() and not temporary.is_dir():
+        raise OutputError(f"{target} is a folder, where a file is to be written (choose another output)")
     if target.is_dir() and not target.is_symlink():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
         os.replace(target, aside)

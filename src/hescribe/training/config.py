@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
     genes: str = Field("hvg:1000", description="hvg:N, all, or a file with one gene a line: the embedding's panel")
     min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")
     target_sum: TargetSum = Field(1e4, description="counts per spot after scaling, or 'median'")
-    tile_um: float = Field(112.0, gt=0, description="side of a tile, µm")
+    tile_um: float = Field(112.0, gt=0, le=10_000, description="side of a tile, µm")
     views: Literal[1, 4, 8] | None = Field(
         None, description="symmetries of a tile whose features are averaged; default: the method's"
     )
@@ -105,13 +105,21 @@ class TrainConfig(BaseModel):
             An unknown setting or a value out of range.
         """
         method = self.method_row()
-        options = dict(self.options)
         overrides = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         overrides = {k: v for k, v in overrides.items() if v is not None}
-        if "optimisation" in method.config.model_fields:
-            default = method.config().optimisation.model_dump()  # type: ignore[attr-defined]
-            options["optimisation"] = {**default, **options.get("optimisation", {}), **overrides}
-        return validated(method.config, options, f"settings of {self.method}")
+        settings = _within(method.config().model_dump(), self.options)
+        if "optimisation" in method.config.model_fields and isinstance(settings["optimisation"], dict):
+            settings["optimisation"] |= overrides
+        return validated(method.config, settings, f"settings of {self.method}")
+
+
+def _within(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The defaults with what was given in their places: one setting of a group leaves its others as the method has them."""
+    merged = dict(defaults)
+    for name, value in given.items():
+        default = defaults.get(name)
+        merged[name] = _within(default, value) if isinstance(default, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def validated(kind: type[BaseModel], values: dict[str, Any], where: str) -> Any:

@@ -25,9 +25,10 @@ def evaluate(
     from hescribe.encoders import resolve_device
     from hescribe.evaluation import markdown, method_table
     from hescribe.inference import load_bundle
+    from hescribe.inference.evaluate import check_report, write_evaluation
     from hescribe.inference.evaluate import evaluate as evaluate_bundle
-    from hescribe.inference.evaluate import write_evaluation
 
+    check_report(output)
     trained = load_bundle(bundle)
     scores = evaluate_bundle(
         trained,
