@@ -17,7 +17,7 @@ def benchmark(
     context: typer.Context,
     sections: o.Sections,
     output: o.Output,
-    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "ridge,bleep",
+    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "mean,knn,ridge,bleep",
     protocol: Annotated[
         str, typer.Option(help="leave-one-patient-out, leave-one-section-out, or both with a comma.")
     ] = "leave-one-patient-out",
