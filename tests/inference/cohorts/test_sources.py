@@ -143,6 +143,8 @@ def test_sources_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert find_sources([folder]) == both
     monkeypatch.chdir(tmp_path)
     assert find_sources(["in/*.tif", "in"]) == both
+    (tmp_path / "empty.tif").mkdir()  # one that is no slide does not stop the others
+    assert find_sources([folder, tmp_path / "empty.tif"]) == both | {"empty": str(tmp_path / "empty.tif")}
     uris = {name: Path(path).as_uri() for name, path in both.items()}
     assert find_sources([f"{folder.as_uri()}/"]) == uris
     assert find_sources([f"{folder.as_uri()}/*.tif"]) == {"a": uris["a"]}

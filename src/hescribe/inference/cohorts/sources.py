@@ -14,7 +14,7 @@ from fsspec.core import split_protocol, url_to_fs
 
 from hescribe.errors import InputError
 from hescribe.inference.slides.plan import alone
-from hescribe.inference.slides.run import SLIDE_SUFFIXES, find_slides
+from hescribe.inference.slides.run import SLIDE_SUFFIXES, look_into
 from hescribe.io.store import remove
 
 _SEVERAL_FILES = frozenset([".mrxs", ".vms", ".vmu", ".dcm"])  #: formats whose pixels lie in files beside the one named
@@ -53,7 +53,8 @@ def find_sources(given: Sequence[str | Path]) -> dict[str, str]:
     """
     found: dict[str, None] = {}
     for item in given:
-        inside = _list_url(str(item)) if is_url(item) else [str(p.absolute()) for p in find_slides([item])]
+        here = [] if is_url(item) else look_into(Path(item), alone=len(given) == 1)
+        inside = _list_url(str(item)) if is_url(item) else [str(path.absolute()) for path in here]
         found.update(dict.fromkeys(inside))
     named: dict[str, str] = {}
     for slide in found:

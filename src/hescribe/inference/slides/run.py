@@ -197,14 +197,7 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     for item in given:
         if "://" in str(item):
             raise InputError("a URL", path=item, fix="those are fetched by workers: --cluster local")
-        try:
-            inside = _inside(Path(item))
-        except (InputError, OSError):
-            # Among others it is one that cannot be read: told when its turn comes, and the others go on
-            if len(given) == 1:
-                raise
-            inside = [Path(item)]
-        found.update(dict.fromkeys(inside))
+        found.update(dict.fromkeys(look_into(Path(item), alone=len(given) == 1)))
     stems: dict[str, Path] = {}
     for path in found:
         if path.stem in stems:
@@ -215,8 +208,26 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
+def look_into(path: Path, *, alone: bool) -> list[Path]:
+    """The slides of a folder, what fits a pattern, or the path itself.
+
+    Among others, what cannot be looked into is taken for a slide: it is told of when its turn comes, and the others go
+    on.
+
+    Raises
+    ------
+    InputError
+        It is alone, and holds no slides.
+    """
+    try:
+        return _inside(path)
+    except (InputError, OSError):
+        if alone:
+            raise
+        return [path]
+
+
 def _inside(path: Path) -> list[Path]:
-    """The slides of a folder, what fits a pattern, or the path itself."""
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.name[0] != ".")
         if not inside:
