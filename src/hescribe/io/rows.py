@@ -51,7 +51,7 @@ class RowFile:
 
     def sync(self) -> None:
         """Have the disk hold what was written."""
-        _sync(self.path)
+        sync_path(self.path)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows ``start`` to ``stop``."""
@@ -112,7 +112,7 @@ class GrowingTable:
             folder = self.path / "X" / "c" / str(block)
             for path in (*folder.glob("*"), folder, folder.parent):  # blocks of zeros have no file
                 if path.exists():
-                    _sync(path)
+                    sync_path(path)
 
     def finish(
         self,
@@ -137,7 +137,7 @@ class GrowingTable:
             zarr.consolidate_metadata(group.store)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
     """Have the disk hold a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -125,15 +125,22 @@ class Slide(ABC):
 
 def slide_files(path: Path) -> list[Path]:
     """The file of a slide and those beside it that hold its pixels, in formats that have such."""
-    suffix = path.suffix.lower()
-    beside: Iterable[Path] = ()
-    if suffix == ".mrxs":
-        beside = path.with_suffix("").rglob("*")
-    elif suffix == ".dcm":
-        beside = path.parent.glob("*.[dD][cC][mM]")
-    elif suffix in {".vms", ".vmu"}:
-        beside = (p for p in path.parent.iterdir() if p.name.startswith(path.stem))
+    list_beside = _BESIDE.get(path.suffix.lower())
+    beside = list_beside(path) if list_beside else ()
     return [path, *sorted(p for p in beside if p.is_file() and p != path)]
+
+
+def _of_its_name(path: Path) -> Iterable[Path]:
+    return (p for p in path.parent.iterdir() if p.name.startswith(path.stem))
+
+
+_BESIDE: dict[str, Callable[[Path], Iterable[Path]]] = {
+    ".mrxs": lambda path: path.with_suffix("").rglob("*"),
+    ".dcm": lambda path: path.parent.glob("*.[dD][cC][mM]"),
+    ".vms": _of_its_name,
+    ".vmu": _of_its_name,
+}
+SEVERAL_FILES = frozenset(_BESIDE)  #: formats whose pixels lie in files beside the one named
 
 
 def hash_slide(path: Path) -> str:

@@ -154,7 +154,7 @@ def open_queue(table: Mapping[str, Any], *, workers: int | None = None, submit: 
             raise InputError(f"{name} = {value!r} is no number of {name}", path="--cluster")
     for name in _LINES:
         value = settings.get(name, [])
-        if isinstance(value, str) or not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple):
             raise InputError(f"{name} = {value!r} is no list", path="--cluster", fix=f'{name} = ["…"]')
     try:
         made = getattr(import_module("dask_jobqueue"), QUEUES[kind])

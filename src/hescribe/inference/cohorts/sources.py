@@ -16,8 +16,8 @@ from hescribe.errors import InputError
 from hescribe.inference.slides.plan import alone
 from hescribe.inference.slides.run import SLIDE_SUFFIXES, look_into
 from hescribe.io.store import remove
+from hescribe.slides.slide import SEVERAL_FILES
 
-_SEVERAL_FILES = frozenset([".mrxs", ".vms", ".vmu", ".dcm"])  #: formats whose pixels lie in files beside the one named
 _MARKS = ("size", "ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "Last-Modified", "updated")
 
 
@@ -53,8 +53,10 @@ def find_sources(given: Sequence[str | Path]) -> dict[str, str]:
     """
     found: dict[str, None] = {}
     for item in given:
-        here = [] if is_url(item) else look_into(Path(item), alone=len(given) == 1)
-        inside = _list_url(str(item)) if is_url(item) else [str(path.absolute()) for path in here]
+        if is_url(item):
+            inside = _list_url(str(item))
+        else:
+            inside = [str(path.absolute()) for path in look_into(Path(item), alone=len(given) == 1)]
         found.update(dict.fromkeys(inside))
     named: dict[str, str] = {}
     for slide in found:
@@ -83,7 +85,7 @@ def _list_url(url: str) -> list[str]:
     if not slide_name(inside[0]):
         raise InputError("a URL without the name of a file", path=url)
     for one in inside:
-        if PurePosixPath(slide_name(one)).suffix.lower() in _SEVERAL_FILES:
+        if PurePosixPath(slide_name(one)).suffix.lower() in SEVERAL_FILES:
             raise InputError(
                 "slides of several files are read from a disk only", path=one, fix="copy it, with its folder"
             )

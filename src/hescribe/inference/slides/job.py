@@ -183,22 +183,18 @@ class SlideJob:
         if plan["engine"] != TORCH:
             here["engine"] = openvino_name()  # another version may round otherwise
         difference = find_difference({**self.facts, **here}, plan)
-        chosen = self.options.precision != "auto"
-        if (
-            not difference
-            and not chosen
-            and plan["precision"] == "bf16"
-            and lacks_bf16(self.devices[0], plan["engine"])
-        ):
+        if difference and overwrite:
+            return None
+        if difference:
+            raise OutputError(
+                f"{self.output}: a prediction of {difference} was begun there "
+                "(choose another output or pass --overwrite)"
+            )
+        measured = (self.options.precision, plan["precision"]) == ("auto", "bf16")
+        if measured and lacks_bf16(self.devices[0], plan["engine"]):
             logger.info(f"{self.path.name}: begun in bf16, which this processor does not have: begun anew")
             return None
-        if not difference:
-            return plan
-        if overwrite:
-            return None
-        raise OutputError(
-            f"{self.output}: a prediction of {difference} was begun there (choose another output or pass --overwrite)"
-        )
+        return plan
 
     def _begin(self, work: Work, cells: Cells) -> dict[str, Any]:
         tissue = find_tissue(self.slide, mpp=self.mpp)

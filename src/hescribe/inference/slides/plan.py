@@ -30,7 +30,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from hescribe.errors import InputError, OutputError
-from hescribe.io.rows import RowFile, read_uns
+from hescribe.io.rows import RowFile, read_uns, sync_path
 from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
 from hescribe.slides.grid import SMALLEST_STRIDE_UM
@@ -182,10 +182,8 @@ class Work:
         """Start anew."""
         self.discard()
         self.folder.mkdir(parents=True)
-        with (self.folder / "centres.npy").open("wb") as file:
-            np.save(file, centres)
-            file.flush()
-            os.fsync(file.fileno())
+        np.save(self.folder / "centres.npy", centres)
+        sync_path(self.folder / "centres.npy")
         self._replace("plan.json", plan)
 
     def discard(self) -> None:
@@ -223,10 +221,8 @@ class Work:
 
     def _replace(self, name: str, facts: dict[str, Any]) -> None:
         temporary = self.folder / f"{name}.partial"
-        with temporary.open("w") as file:
-            file.write(json.dumps(facts))
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_text(json.dumps(facts))
+        sync_path(temporary)
         os.replace(temporary, self.folder / name)
 
 
