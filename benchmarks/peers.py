@@ -41,10 +41,11 @@ SPOTS, GENES = 6992, 3467  #: of the published model's reference
 def literal(module: nn.Module, head: nn.Module, reference: Reference, image: np.ndarray, corners: list) -> np.ndarray:
     """The published inference, step by step."""
     side, embedded = 224, []
+    device = next(module.parameters()).device
     with torch.no_grad():
         for y, x in corners:
             tile = torch.from_numpy(np.ascontiguousarray(image[y : y + side, x : x + side])).permute(2, 0, 1)
-            embedded.append(head(module(tile[None])))
+            embedded.append(head(module(tile[None].to(device))).cpu())
     return literal_imputation(reference.embedding, reference.expression.toarray(), torch.cat(embedded).numpy())
 
 
@@ -69,12 +70,12 @@ def literal_means(spots: np.ndarray, expression: np.ndarray, found: np.ndarray) 
     return out
 
 
-def ours(bundle: Bundle, slide: Path, output: Path, precision: str) -> tuple[float, str]:
+def ours(bundle: Bundle, slide: Path, output: Path, precision: str, device: str) -> tuple[float, str]:
     """Tiles per second from the file to the finished store, and the precision and engine that were chosen."""
     for old in (output, Work.beside(output).folder):
         shutil.rmtree(old, ignore_errors=True)
     start = time.perf_counter()
-    predict_slide(bundle, slide, output, precision=precision)  # type: ignore[arg-type]
+    predict_slide(bundle, slide, output, precision=precision, device=device)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     tiles = zarr.open_array(output / "X", mode="r").shape[0]
     told = read_uns(output, keys.PROVENANCE)
@@ -89,8 +90,8 @@ def against_bleep(args: argparse.Namespace) -> dict[str, object]:
     image = texture(args.cache)
     corners = [(y, x) for y in range(0, len(image) - 224, 224) for x in range(0, image.shape[1] - 224, 224)]
     corners = corners[: args.literal_tiles]
-    module = encoder.module.float().eval()
-    head = nn.Sequential(bundle.model.tower, bundle.model.image_head).eval()  # type: ignore[union-attr, arg-type]
+    module = encoder.module.float().eval().to(args.device)
+    head = nn.Sequential(bundle.model.tower, bundle.model.image_head).eval().to(args.device)  # type: ignore[union-attr, arg-type]
 
     def published() -> float:
         start = time.perf_counter()
@@ -100,7 +101,7 @@ def against_bleep(args: argparse.Namespace) -> dict[str, object]:
     whole: list[tuple[float, str]] = []
 
     def mine() -> float:
-        whole.append(ours(bundle, slide, args.cache / "peers.zarr", args.precision))
+        whole.append(ours(bundle, slide, args.cache / "peers.zarr", args.precision, args.device))
         return whole[-1][0]
 
     theirs, own = in_turns(args.rounds, published, mine)
@@ -129,13 +130,15 @@ def imputation(args: argparse.Namespace) -> dict[str, object]:
 
         return rate
 
-    same = np.abs(reference.impute(queries, how) - literal_imputation(reference.embedding, dense, queries)).max()
+    same = np.abs(
+        reference.impute(queries, how, device=args.device) - literal_imputation(reference.embedding, dense, queries)
+    ).max()
     loop, blend, theirs, own = in_turns(
         args.rounds,
         timed(lambda: literal_means(reference.embedding, dense, found)),
-        timed(lambda: reference.blend_expression(weights)),
+        timed(lambda: reference.blend_expression(weights, device=args.device)),
         timed(lambda: literal_imputation(reference.embedding, dense, queries)),
-        timed(lambda: reference.impute(queries, how)),
+        timed(lambda: reference.impute(queries, how, device=args.device)),
     )
     return {
         "literal loop/s": loop, "ours/s": blend, "ratio": blend / loop, "with search, literal/s": theirs,
@@ -167,7 +170,7 @@ def against_lazyslide(args: argparse.Namespace) -> dict[str, object]:
         start = time.perf_counter()
         options = {"amp": True, "autocast_dtype": torch.bfloat16} if amp else {}
         zs.tl.feature_extraction(
-            wsi, module, model_name="peer", device="cpu", pbar=False, **options,
+            wsi, module, model_name="peer", device=args.device, pbar=False, **options,
             transform=lambda tile: torch.from_numpy(np.array(tile)).permute(2, 0, 1),
         )  # fmt: skip
         return tiles / (time.perf_counter() - start)
@@ -175,7 +178,7 @@ def against_lazyslide(args: argparse.Namespace) -> dict[str, object]:
     whole: list[tuple[float, str]] = []
 
     def mine() -> float:
-        whole.append(ours(bundle, slide, args.cache / "peers.zarr", args.precision))
+        whole.append(ours(bundle, slide, args.cache / "peers.zarr", args.precision, args.device))
         return whole[-1][0]
 
     theirs = {"lazyslide tiles/s": lambda: extract(amp=False)}
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2378)
     parser.add_argument("--literal-tiles", type=int, default=256)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu", help="of both; the published loops over spots are on the processor")
     parser.add_argument(
         "--plain-only", action="store_true", help="no mixed precision: without bf16 a tile takes seconds"
     )

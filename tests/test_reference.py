@@ -50,7 +50,7 @@ def test_search_is_exact_whatever_the_blocks(m: int, n: int, k: int, budget: int
 
 
 def test_no_block_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hescribe.reference as module
+    import hescribe.reference.neighbours as module
 
     seen = []
     original = module._search_block
@@ -111,7 +111,7 @@ def test_imputation_is_the_plain_mean_of_the_neighbours(reference: Reference, mo
 @pytest.mark.parametrize("dense_bytes", [2**20, 0])
 def test_imputation_is_a_loop_over_the_spots(mode: str, dense_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With several blocks of genes, one of them narrow, and without a dense copy."""
-    import hescribe.reference as module
+    import hescribe.reference.store as module
 
     monkeypatch.setattr(module, "DENSE_BYTES", dense_bytes)
     rng = np.random.default_rng(6)
@@ -235,3 +235,20 @@ def test_a_large_reference_is_mapped_and_gives_the_same_bits(tmp_path: Path, mon
     for other in (whole, mapped, again):
         np.testing.assert_array_equal(other.impute(queries, how), expected)
     assert not is_mapped(whole.embedding)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 1000])
+def test_blended_by_parts_it_is_the_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way a GPU goes."""
+    import hescribe.reference.blend as module
+
+    monkeypatch.setattr(module, "_PART_BYTES", rows * 4 * 150)
+    expression = np.random.default_rng(0).normal(size=(90, 150)).astype("f")
+    weights = sparse.random(11, 90, density=0.2, format="csr", random_state=1, dtype=np.float32)
+    out = module.blend_on(torch.from_numpy(expression), weights)
+    np.testing.assert_allclose(out, weights.toarray().astype(float) @ expression.astype(float), atol=1e-5)
+
+
+def test_a_processor_keeps_no_second_copy_of_the_keys(reference: Reference) -> None:
+    reference.search(np.ones((1, 6), dtype="f"), 3)
+    assert not reference._resident

@@ -152,7 +152,7 @@ def dihedral_views(images: Tensor, views: int) -> Iterator[Tensor]:
 
 def to_tensor(tiles: TileArray, device: str) -> Tensor:
     """(n, side, side, 3) uint8 array → (n, 3, side, side) uint8 tensor."""
-    return torch.tensor(tiles).permute(0, 3, 1, 2).to(device)
+    return torch.tensor(tiles, device=device).permute(0, 3, 1, 2)
 
 
 def read_batches(tiles: TileSource, tile_um: Microns, size_px: TilePx, batch_size: int) -> Iterator[TileArray]:

@@ -70,7 +70,7 @@ def read_off(head: Head, features: Features, tiles: TileSource) -> tuple[Express
     if not isinstance(head, RetrievalHead):
         return head(features, tiles), None
     weights = head.weights(features, tiles)
-    return head.reference.blend_expression(weights), head.reference.blend_cell_types(weights)
+    return head.reference.blend_expression(weights, device=head.device), head.reference.blend_cell_types(weights)
 
 
 def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | None, mpp: Mpp) -> dict[str, Any]:

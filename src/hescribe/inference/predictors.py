@@ -69,7 +69,7 @@ class RetrievalHead:
 
     def __call__(self, features: Features, tiles: TileSource | None = None) -> Expression:
         """(n, d), and for a refiner the n tiles → (n, g)."""
-        return self.reference.blend_expression(self.weights(features, tiles))
+        return self.reference.blend_expression(self.weights(features, tiles), device=self.device)
 
     def weights(self, features: Features, tiles: TileSource | None = None) -> SparseExpression:
         """(n, d), and for a refiner the n tiles → (n, m) sparse weights of the reference's rows.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -20,6 +22,8 @@ from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.io.rows import RowFile
 from hescribe.slides.blocks.sweep import Batch, Sweep
 from hescribe.types import Features
+
+_FEEDERS = 2  #: threads that feed a GPU
 
 
 class Encoded(NamedTuple):
@@ -93,23 +97,42 @@ def encode_in_order(
 
     def encode(pair: tuple[nn.Module, nn.Module], device: str, batch: Batch) -> Encoded:
         module, look = pair
-        images = [to_tensor(tiles, device) for tiles in batch.tiles]
-        parts = [encode_batch(module, scale, views=views, precision=precision) for scale in images]
-        parts.append(encode_batch(look, images[0]))
-        return Encoded(batch.start, [part.cpu().numpy() for part in parts])
+        with _own_stream(device):
+            images = [to_tensor(tiles, device) for tiles in batch.tiles]
+            parts = [encode_batch(module, scale, views=views, precision=precision) for scale in images]
+            parts.append(encode_batch(look, images[0]))
+            return Encoded(batch.start, [part.cpu().numpy() for part in parts])
 
     waiting: deque[Future[Encoded]] = deque()
     with ExitStack() as stack:
-        pools = [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices]
+        pools = [stack.enter_context(ThreadPoolExecutor(_threads(device))) for device in devices]
         for i, batch in enumerate(batches):
             turn = i % len(devices)
             waiting.append(pools[turn].submit(encode, modules[turn], devices[turn], batch))
-            if len(waiting) > 2 * len(devices):
+            if len(waiting) > 2 * sum(map(_threads, devices)):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     for device, (module, _) in zip(devices, modules, strict=True):
         prepared.put_back(device, engine, precision, module)
+
+
+def _threads(device: str) -> int:
+    """That feed a device: on a GPU a batch is brought there, and another taken back, while one is encoded."""
+    return _FEEDERS if torch.device(device).type == "cuda" else 1
+
+
+_streams = threading.local()
+
+
+def _own_stream(device: str) -> AbstractContextManager[object]:
+    """Work on a GPU in the order of this thread alone."""
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    if getattr(_streams, device, None) is None:
+        torch.cuda.synchronize(device)  # the module may still be on its way there, in another order
+        setattr(_streams, device, torch.cuda.Stream(device))
+    return torch.cuda.stream(getattr(_streams, device))
 
 
 def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:

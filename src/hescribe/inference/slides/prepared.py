@@ -76,12 +76,13 @@ class PreparedEncoder:
 
     def _module(self, device: str, precision: Precision) -> nn.Module:
         if device not in self._folded:
-            module = copy.deepcopy(self.encoder.module).to(device).eval()
-            # Nothing regular: two layers can differ and agree on a tile of one colour
+            module = copy.deepcopy(self.encoder.module).cpu().eval()
+            # Nothing regular: two layers can differ and agree on a tile of one colour. On the processor: a GPU
+            # convolves in TF32, and what is the same but for rounding would look different
             side, generator = self.encoder.input_px, torch.Generator().manual_seed(0)
             example = torch.randint(256, (1, 3, side, side), generator=generator)
-            module = fold_normalisation(module, example.to(device, torch.uint8))
-            self._folded[device] = module.to(memory_format=torch.channels_last)
+            module = fold_normalisation(module, example.to(torch.uint8))
+            self._folded[device] = module.to(device).to(memory_format=torch.channels_last)
         return round_depthwise(self._folded[device]) if precision == "bf16" else self._folded[device]
 
     def put_back(self, device: str, engine: str, precision: Precision, module: nn.Module) -> None:
