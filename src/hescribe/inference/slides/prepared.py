@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hescribe.encoders import Encoder
 from hescribe.encoders.engines.folding import fold_normalisation
+from hescribe.encoders.engines.graphs import Graphed
 from hescribe.encoders.engines.openvino import compile_module, openvino_has_bf16, openvino_name
 from hescribe.encoders.engines.rounding import round_depthwise
 from hescribe.encoders.engines.streams import Streams
@@ -65,7 +66,7 @@ class PreparedEncoder:
             return self._ready.pop((device, engine, precision))
         if engine == TORCH:
             module = self._module(device, precision)
-            return Streams(module, _TILES_EACH) if torch.device(device).type == "cpu" else module
+            return _quicken(module, device)
         compiled = self._compile(device, precision)
         if compiled is None:
             raise InputError(f"OpenVINO cannot run {self.encoder.name!r}", path="--engine", fix="--engine torch")
@@ -205,6 +206,14 @@ class PreparedEncoder:
         module = self.take(device, engine, precision)
         self.put_back(device, engine, precision, module)
         return module
+
+
+def _quicken(module: nn.Module, device: str) -> nn.Module:
+    """The same, in torch's quickest way on a device."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return Streams(module, _TILES_EACH)
+    return Graphed(module, BATCH) if kind == "cuda" else module
 
 
 def _demand_openvino(device: str) -> str:

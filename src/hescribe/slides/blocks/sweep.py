@@ -20,6 +20,8 @@ from hescribe.types import TileArray, TilePx
 HELD_BYTES = 512 * 2**20  #: of decoded cells; beyond, the oldest are dropped and may be decoded again
 _AHEAD = 4  #: batches being read while one is worked on
 
+_TOGETHER = 4  #: cells that a thread decodes in one go, at most
+
 Cell = tuple[int, int, int]  #: level, column, row
 
 
@@ -69,7 +71,7 @@ class Sweep:
         """
         stop = len(self.placements[0].corners) if stop is None else stop
         threads = threads or min(16, len(os.sched_getaffinity(0)))
-        held = _Held(self.cells, _last_uses(self.cells, self.placements, stop))
+        held = _Held(self.cells, _last_uses(self.cells, self.placements, stop), threads)
         waiting: deque[Future[Batch]] = deque()
         # Two pools: cutting waits for decoding, so they must not wait for the same workers
         with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(threads) as cutters:
@@ -97,46 +99,62 @@ class Sweep:
                     found[placement.level, column, row] = None
         return list(found)
 
-    def _cut(self, tiles: range, parts: list[dict[Cell, Future[Rgb]]]) -> Batch:
+    def _cut(self, tiles: range, parts: list[dict[Cell, _Decoding]]) -> Batch:
         out = []
         for placement, futures in zip(self.placements, parts, strict=True):
-            decoded = {cell: future.result() for cell, future in futures.items()}
+            decoded = {cell: future.result()[cell] for cell, future in futures.items()}
             batch = np.empty((len(tiles), self.size_px, self.size_px, 3), dtype=np.uint8)
             spans = _spans(self.cells, placement, slice(tiles.start, tiles.stop))
-            for i, (tile, span) in enumerate(zip(tiles, spans, strict=True)):
-                region = self._assemble(placement, placement.corners[tile], span, decoded)
-                batch[i] = resize(region, self.size_px)
+            corners = placement.corners[tiles.start : tiles.stop]
+            outside = self._leaves_image(placement, corners)
+            as_wanted = placement.side == self.size_px
+            region = np.empty((placement.side, placement.side, 3), dtype=np.uint8)
+            for i, (corner, span) in enumerate(zip(corners.tolist(), spans.tolist(), strict=True)):
+                region = batch[i] if as_wanted else region
+                if outside[i]:
+                    region[:] = 255
+                self._assemble(region, placement.level, corner, span, decoded)
+                if not as_wanted:
+                    batch[i] = resize(region, self.size_px)
             out.append(batch)
         return Batch(tiles.start, out)
 
+    def _leaves_image(self, placement: Placement, corners: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        size = np.array(self.cells.slide.level_sizes[placement.level])
+        return np.asarray(((corners < 0) | (corners + placement.side > size)).any(axis=1))
+
     def _assemble(
-        self, placement: Placement, corner: npt.NDArray[np.int64], span: Sequence[int], decoded: dict[Cell, Rgb]
-    ) -> Rgb:
-        width, height = self.cells.size(placement.level)
-        x, y, side = int(corner[0]), int(corner[1]), placement.side
-        region = np.full((side, side, 3), 255, dtype=np.uint8)
+        self, region: Rgb, level: int, corner: Sequence[int], span: Sequence[int], decoded: dict[Cell, Rgb]
+    ) -> None:
+        """Copy what lies in the cells into the region; what is outside the image stays."""
+        width, height = self.cells.size(level)
+        (x, y), side = corner, len(region)
         left, top, right, bottom = span
         for row in range(top, bottom):
             for column in range(left, right):
-                cell = decoded[placement.level, column, row]
+                cell = decoded[level, column, row]
                 dx, dy = column * width - x, row * height - y
                 inside = cell[max(0, -dy) : side - dy, max(0, -dx) : side - dx]
                 region[max(0, dy) : max(0, dy) + len(inside), max(0, dx) : max(0, dx) + inside.shape[1]] = inside
-        return region
+
+
+_Decoding = Future[dict[Cell, Rgb]]  #: some cells together: a task for each would take the interpreter too long
 
 
 class _Held:
     """Cells that are decoded, or being decoded, and still needed; used by one thread."""
 
-    def __init__(self, cells: Cells, last: dict[int, npt.NDArray[np.int64]]) -> None:
+    def __init__(self, cells: Cells, last: dict[int, npt.NDArray[np.int64]], threads: int) -> None:
         self._cells = cells
         self._last = last
-        self._futures: OrderedDict[Cell, Future[Rgb]] = OrderedDict()
+        self._threads = threads
+        self._futures: OrderedDict[Cell, _Decoding] = OrderedDict()
         self._bytes = 0
 
-    def take(self, wanted: list[list[Cell]], stop: int, pool: ThreadPoolExecutor) -> list[dict[Cell, Future[Rgb]]]:
+    def take(self, wanted: list[list[Cell]], stop: int, pool: ThreadPoolExecutor) -> list[dict[Cell, _Decoding]]:
         """The cells of the tiles before ``stop``, per scale; those that no later tile needs are let go."""
-        taken = [{cell: self._get(cell, pool) for cell in scale} for scale in wanted]
+        self._begin(list(dict.fromkeys(c for scale in wanted for c in scale if c not in self._futures)), pool)
+        taken = [{cell: self._futures[cell] for cell in scale} for scale in wanted]
         for cell in {cell for scale in wanted for cell in scale}:
             level, column, row = cell
             if self._last[level][row, column] < stop:
@@ -145,11 +163,17 @@ class _Held:
             self._drop(next(iter(self._futures)))
         return taken
 
-    def _get(self, cell: Cell, pool: ThreadPoolExecutor) -> Future[Rgb]:
-        if cell not in self._futures:
-            self._futures[cell] = pool.submit(self._cells.decode, *cell)
-            self._bytes += self._size(cell)
-        return self._futures[cell]
+    def _begin(self, missing: list[Cell], pool: ThreadPoolExecutor) -> None:
+        together = max(1, min(_TOGETHER, len(missing) // self._threads))
+        for first in range(0, len(missing), together):
+            some = missing[first : first + together]
+            future = pool.submit(self._decode, some)
+            for cell in some:
+                self._futures[cell] = future
+                self._bytes += self._size(cell)
+
+    def _decode(self, some: list[Cell]) -> dict[Cell, Rgb]:
+        return {cell: self._cells.decode(*cell) for cell in some}
 
     def _drop(self, cell: Cell) -> None:
         if self._futures.pop(cell, None) is not None:
