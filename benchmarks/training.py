@@ -83,7 +83,7 @@ def ours(module: Training, spots: Spots, args: argparse.Namespace) -> float:
         enable_model_summary=False,
         deterministic=True,
     )
-    loader = training_loader(spots, SeededShuffle(np.arange(len(spots)), args.batch, 0))
+    loader = training_loader(spots, SeededShuffle(np.arange(len(spots)), args.batch, 0), device=args.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(module, loader)

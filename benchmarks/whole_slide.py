@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def make_slide(cache: Path, side: int) -> Path:
             length = -(-side // factor)
             tiff.write(
                 blocks(small, length), shape=(length, length, 3), dtype="uint8", tile=(BLOCK, BLOCK),
-                photometric="rgb", compression="jpeg", compressionargs={"level": QUALITY}, maxworkers=1,
+                photometric="rgb", compression="jpeg", compressionargs={"level": QUALITY}, maxworkers=len(os.sched_getaffinity(0)),
                 resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", subfiletype=int(factor > 1), metadata=None,
             )  # fmt: skip
     temporary.rename(path)

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
+from torch.utils.data import DataLoader
 
 from hescribe.errors import InputError
 from hescribe.io.manifest import ManifestRow
 from hescribe.sections import Section
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
-from hescribe.training.inputs.batches import SeededShuffle, Spots, ordered_loader
+from hescribe.training.inputs.batches import AheadLoader, SeededShuffle, Spots, ordered_loader, whole
 from hescribe.training.inputs.data import check_features
 from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.panel import choose_panel, gene_table
@@ -172,3 +173,16 @@ def test_features_that_are_no_numbers_are_refused_by_name() -> None:
     check_features(np.zeros((3, 2), dtype="f"), section, "broken")
     with pytest.raises(InputError, match=r"broken.*'S7'.*no finite numbers"):
         check_features(np.array([[0, np.nan]], dtype="f"), section, "broken")
+
+
+def test_a_loader_that_reads_ahead_gives_the_same_batches_in_the_same_order() -> None:
+    """The way to a GPU."""
+    features = np.arange(24, dtype="f").reshape(12, 2)
+    spots = Spots([features], sparse.csr_matrix(np.eye(12, dtype="f")), np.zeros(12, dtype=np.intp))
+    loaders = (
+        kind(spots, batch_sampler=SeededShuffle(np.arange(12), 5, 0), collate_fn=whole)
+        for kind in (DataLoader, AheadLoader)
+    )
+    one, other = ([batch.images.tolist() for batch in loader] for loader in loaders)
+    assert one == other
+    assert len(one) == 2

@@ -300,9 +300,9 @@ class Fitter:
             folder, most, watched=watched if len(held_out) else None, patience=optimisation.patience
         )
         size, seed = optimisation.batch_for(len(fitting)), self.config.seed
-        loader = training_loader(spots, SeededShuffle(fitting, size, seed, part=processes.share()))
+        loader = training_loader(spots, SeededShuffle(fitting, size, seed, part=processes.share()), device=self.device)
         # Every process validates on all of it: a contrastive loss over parts would be another number
-        validation = ordered_loader(spots, held_out, batch_size=512) if len(held_out) else None
+        validation = ordered_loader(spots, held_out, batch_size=512, device=self.device) if len(held_out) else None
         last = folder / "checkpoints" / "last.ckpt"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Lightning's advice on workers and logging steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,8 @@ class Spots(Dataset):
 def _to_tensor(images: Images) -> Tensor:
     # Copied, since torch's own memory is aligned and sums in a product may depend on the alignment
     tensor = torch.tensor(np.ascontiguousarray(images))
-    return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
+    # Channels last in memory, as they were cut and as they are convolved
+    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
 class SeededShuffle(Sampler[list[int]]):
@@ -110,12 +112,34 @@ def whole(batch: Any) -> Any:
     return batch
 
 
-def training_loader(spots: Spots, batches: SeededShuffle) -> DataLoader:
+class AheadLoader(DataLoader):
+    """A loader for a GPU: the next batch is read, and put into page-locked memory, while the GPU is at this one.
+
+    By a thread, not by processes: batches are large and would have to pass through shared memory.
+    """
+
+    def __iter__(self) -> Any:
+        """The same batches in the same order."""
+        batches = super().__iter__()
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next, batches, None)
+            while (batch := coming.result()) is not None:
+                coming = pool.submit(next, batches, None)
+                yield batch
+
+
+def training_loader(spots: Spots, batches: SeededShuffle, *, device: str = "cpu") -> DataLoader:
     """Shuffled batches of some rows."""
-    return DataLoader(spots, batch_sampler=batches, collate_fn=whole)
+    return _loader(spots, batches, device)
 
 
-def ordered_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int) -> DataLoader:
+def ordered_loader(spots: Spots, rows: npt.NDArray[np.intp], *, batch_size: int, device: str = "cpu") -> DataLoader:
     """Batches of some rows in order, none dropped."""
     batches = [rows[i : i + batch_size].tolist() for i in range(0, len(rows), batch_size)]
+    return _loader(spots, batches, device)
+
+
+def _loader(spots: Spots, batches: Any, device: str) -> DataLoader:
+    if torch.device(device).type == "cuda":
+        return AheadLoader(spots, batch_sampler=batches, collate_fn=whole, pin_memory=True)
     return DataLoader(spots, batch_sampler=batches, collate_fn=whole)
