@@ -68,6 +68,32 @@ def test_hest_with_the_slide(tmp_path: Path) -> None:
     assert downsample == 4
 
 
+def test_scanpy_draws_a_section_on_its_slide(tmp_path: Path) -> None:
+    """Only Visium had ``uns["spatial"]``, and no section an image in it."""
+    import matplotlib as mpl
+    import scanpy as sc
+
+    manifest = hest(tmp_path, "wsis/T1.png")
+    Image.fromarray(np.full((2600, 2600, 3), (200, 120, 160), np.uint8)).save(tmp_path / "wsis" / "T1.png")
+    section = read_sections(manifest)[0]
+    assert "spatial" not in section.adata.uns  # the file says nothing
+    adata = section.with_image(650)
+    library = adata.uns["spatial"]["T1"]
+    assert library["images"]["hires"].shape == (650, 650, 3)
+    assert library["scalefactors"] == {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": pytest.approx(220)}
+    assert "spatial" not in section.adata.uns
+    with mpl.rc_context({"backend": "agg"}):
+        (axes,) = sc.pl.spatial(adata, color="A", show=False)
+    assert axes.get_images()[0].get_array().shape[:2] == (650, 650)
+    # What the file does say is kept
+    source = ad.read_h5ad(tmp_path / "st" / "T1.h5ad")
+    source.uns["spatial"] = {"ST": {"images": {}, "scalefactors": {"spot_diameter_fullres": 99.0, "note": "x"}}}
+    source.write_h5ad(tmp_path / "st" / "T1.h5ad")
+    again = read_sections(manifest)[0]
+    assert again.adata.uns["spatial"] == {"T1": {"images": {}, "scalefactors": {"spot_diameter_fullres": 99.0}}}
+    assert again.with_image(650).uns["spatial"]["T1"]["scalefactors"]["spot_diameter_fullres"] == 99
+
+
 @real
 @pytest.mark.shared
 def test_a_real_section_is_as_a_plain_read_of_its_files(tmp_path: Path) -> None:
@@ -86,6 +112,8 @@ def test_a_real_section_is_as_a_plain_read_of_its_files(tmp_path: Path) -> None:
         section.adata[:, "ERBB2"].X.toarray().ravel(), counts.loc[section.adata.obs_names, "ERBB2"]
     )
     assert 0.6 < section.mpp < 0.85
+    diameter = section.adata.uns["spatial"]["C3"]["scalefactors"]["spot_diameter_fullres"]
+    assert diameter * section.mpp == pytest.approx(100)
     x, y = section.adata.obsm["spatial"][10].round().astype(int)
     Image.MAX_IMAGE_PIXELS = None
     expected = np.asarray(Image.open(section.image).crop((x, y, x + 8, y + 8)))

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from hescribe.inference.evaluate import evaluate
     from hescribe.inference.predict import predict, predict_sections, read_prediction
     from hescribe.inference.slides.run import predict_slide, predict_slides
+    from hescribe.io.predictions import export_spatialdata
     from hescribe.report import build_report
+    from hescribe.report.viewer import view
     from hescribe.sections import Section, read_sections
     from hescribe.training.benchmark import benchmark
     from hescribe.training.config import TrainConfig
@@ -35,7 +37,9 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "inference.evaluate": ["evaluate"],
         "inference.predict": ["predict", "predict_sections", "read_prediction"],
         "inference.slides.run": ["predict_slide", "predict_slides"],
+        "io.predictions": ["export_spatialdata"],
         "report": ["build_report"],
+        "report.viewer": ["view"],
         "sections": ["Section", "read_sections"],
         "training.benchmark": ["benchmark"],
         "training.config": ["TrainConfig"],
@@ -44,7 +48,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(
 )
 
 __all__ = [
-    "Bundle", "Section", "TrainConfig", "__version__", "benchmark", "build_report", "datasets", "evaluate", "load_bundle",
-    "pl", "predict", "predict_sections", "predict_slide", "predict_slides", "read_prediction", "read_sections", "tl",
-    "train",
+    "Bundle", "Section", "TrainConfig", "__version__", "benchmark", "build_report", "datasets", "evaluate",
+    "export_spatialdata", "load_bundle", "pl", "predict", "predict_sections", "predict_slide", "predict_slides",
+    "read_prediction", "read_sections", "tl", "train", "view",
 ]  # fmt: skip

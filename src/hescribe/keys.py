@@ -43,8 +43,11 @@ HELD_OUT_SECTION = "held_out_section"
 # reference
 EMBEDDING = "embedding"  #: obsm: key embeddings
 
-# a table inside a SpatialData or WSIData store
+# a prediction inside a SpatialData or WSIData store; keys as LazySlide has them for its own tiles
 TILES_TABLE = "hescribe_tiles"
+TILES_SHAPES = "hescribe_squares"  #: the tiles' outlines
+TILE_REGION = "library_id"  #: obs: which shapes a row belongs to
+TILE_ID = "tile_id"  #: obs and shapes: which of them
 
 # files of a bundle
 BUNDLE_CONFIG = "config.json"

@@ -15,6 +15,7 @@ import pandas as pd
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
+from hescribe.io.pitch import spot_pitch
 from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
 from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
@@ -156,6 +157,33 @@ class Section:
             return None
         image = self.slide.thumbnail(max_px)
         return image, self.slide.width / image.shape[1]
+
+    def with_image(self, max_px: int = 2000) -> ad.AnnData:
+        """Counts and, small, the slide where scanpy and squidpy look for it: ``sc.pl.spatial(section.with_image())``.
+
+        ``adata`` itself holds no image, so that nobody waits for one who only counts.
+
+        Parameters
+        ----------
+        max_px
+            Longer side of the image.
+
+        Returns
+        -------
+        AnnData
+            A copy, with ``uns["spatial"][section_id]`` complete. Where nobody says how large a spot is, it is taken
+            for a little over half of the distance to the next, as on Visium.
+        """
+        adata = self.adata.copy()
+        library = adata.uns.setdefault(keys.SPATIAL, {}).setdefault(self.section_id, {"images": {}, "scalefactors": {}})
+        shown = self.thumbnail(max_px)
+        if shown is not None:
+            image, downsampling = shown
+            library["images"] = {"hires": image}
+            library["scalefactors"]["tissue_hires_scalef"] = 1 / downsampling
+        if "spot_diameter_fullres" not in library["scalefactors"]:
+            library["scalefactors"]["spot_diameter_fullres"] = 0.55 * (spot_pitch(adata, None) or 1.0)
+        return adata
 
     def unread(self) -> Section:
         """The same section with nothing read yet, to be handed to another process."""

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from hescribe.cli.main import run
 from hescribe.encoders import load_encoder
 from hescribe.inference import Bundle, read_prediction
+from hescribe.report.viewer import view
 
 Fitted = tuple[Bundle, Path]
 
@@ -250,6 +251,8 @@ def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path,
     written = read_prediction(tmp_path / "p" / f"{slide.stem}.zarr")
     assert out.strip() == str(tmp_path / "p" / f"{slide.stem}.zarr")
     assert f"{written.n_obs:,} tiles × {written.n_vars:,} genes" in err
+    with view(out.strip(), port=0, browser=False) as shown:
+        assert shown.notice == ""  # the slide is found again by itself
     code, out, err = cli("report", tmp_path / "p", "-o", tmp_path / "r")
     assert code == 0, err
     (tmp_path / "bad.tif").write_bytes(b"")

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 
 from hescribe.io.rows import GrowingTable, RowFile, read_uns
 from hescribe.io.store import write_anndata
@@ -34,6 +35,18 @@ def test_blocks_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: p
     written = {p.resolve() for p in (tmp_path / "t.zarr" / "X" / "c").rglob("*")}
     assert len(written) >= 2
     assert written <= synced
+
+
+def test_a_gene_is_read_without_its_whole_block(tmp_path: Path) -> None:
+    """Chunks were 4,096 genes wide, all decoded for one; narrower ones must not make more files."""
+    values = np.random.default_rng(0).normal(size=(6, 5000)).astype("f")
+    table = GrowingTable(tmp_path / "t.zarr", values.shape, dtype="float32", rows=4)
+    for start in (0, 4):
+        table.write(start, values[start : start + 4])
+    array = zarr.open_array(tmp_path / "t.zarr" / "X", mode="r")
+    assert array.chunks == (4, 512)
+    assert len([p for p in (tmp_path / "t.zarr" / "X" / "c").rglob("*") if p.is_file()]) == 4
+    np.testing.assert_array_equal(array[:], values)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

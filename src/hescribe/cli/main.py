@@ -11,6 +11,7 @@ import typer
 
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
 from hescribe.cli.commands.biology import regions, survival, tls, volume
+from hescribe.cli.commands.predictions import export, view
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
@@ -44,7 +45,8 @@ def _global(
 
 
 for command in (
-    *(demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark, report.report),
+    *(demo.demo, train.train, predict.predict, evaluate.evaluate, benchmark.benchmark),
+    *(report.report, view.view, export.export),
     *(regions.regions, tls.tls, volume.volume, survival.survival),
 ):
     app.command()(command)

@@ -85,6 +85,7 @@ def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | N
         "slide": slide,
         "patient": patient,
         "image": image.name if image else "",
+        "image_path": str(image.resolve()) if image else "",  # where a viewer finds it again, if it stays there
         "mpp": float(mpp),
         "tile_um": float(bundle.extraction.tile_um),
         "seen_in_training": slide in bundle.training_sections,

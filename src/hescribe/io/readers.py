@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anndata as ad
 
+from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.h5ad import read_h5ad, read_hest
 from hescribe.io.formats.st import read_st
@@ -31,15 +32,18 @@ class Technology:
         Distance between neighbouring spots' centres, where the technology fixes it.
     lattice
         How its spots are printed, where it prints them.
+    spot_um
+        Diameter of a spot, where the technology fixes it and its files do not say.
     """
 
     read: Callable[[ManifestRow], ad.AnnData]
     pitch_um: Microns | None = None
     lattice: Lattice | None = None
+    spot_um: Microns | None = None
 
 
 READERS: dict[str, Technology] = {
-    "st": Technology(read_st, pitch_um=200.0, lattice="square"),
+    "st": Technology(read_st, pitch_um=200.0, lattice="square", spot_um=100.0),
     "visium": Technology(read_visium, pitch_um=100.0, lattice="hexagonal"),
     "hest": Technology(read_hest),
     "h5ad": Technology(read_h5ad),
@@ -100,6 +104,10 @@ def read_expression(row: ManifestRow) -> ad.AnnData:
         )
     adata = technology.read(row)
     check_section(adata, row.expression, positions=row.image is not None)
+    mpp = mpp_from_pitch(row, adata) if technology.spot_um is not None and row.image is not None else None
+    if technology.spot_um is not None and mpp is not None:
+        factors = {"spot_diameter_fullres": technology.spot_um / mpp}
+        adata.uns[keys.SPATIAL] = {row.section_id: {"images": {}, "scalefactors": factors}}
     if row.cell_types is not None:
         add_cell_types(adata, row.cell_types)
     if row.annotations is not None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GAP = 16  #: rows that are rather read in vain than sought
-_COLUMNS = 4096  #: of a Zarr chunk, at most
+_COLUMNS = 512  #: of a Zarr chunk, at most: what is decoded for one gene of a block
+_CHUNKS = 8  #: side by side in one file, at most
 
 
 class RowFile:
@@ -97,9 +98,11 @@ class GrowingTable:
                 self._x = zarr.open_array(path / "X", mode="r+")
                 return
             group = zarr.create_group(path, overwrite=True, zarr_format=3)
-            chunks = (min(rows, shape[0]), min(_COLUMNS, shape[1]))
             facts: dict[str, Any] = {"encoding-type": "array", "encoding-version": "0.2.0"}
-            self._x = group.create_array("X", shape=shape, chunks=chunks, dtype=dtype, attributes=facts)
+            # Narrow chunks for those who read a gene, and several to a file for the file system's sake
+            chunks = (min(rows, shape[0]), min(_COLUMNS, shape[1]))
+            shards = (chunks[0], chunks[1] * min(_CHUNKS, -(-shape[1] // chunks[1])))
+            self._x = group.create_array("X", shape=shape, chunks=chunks, shards=shards, dtype=dtype, attributes=facts)
 
     def write(self, start: int, rows: npt.NDArray[np.floating]) -> None:
         """Rows of X from ``start`` on."""

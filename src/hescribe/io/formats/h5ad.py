@@ -54,9 +54,23 @@ def _tidy(source: ad.AnnData, row: ManifestRow) -> ad.AnnData:
         adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
     elif row.image is not None:
         raise InputError("no obsm['spatial']", path=row.expression, fix="x, y of each spot in full-resolution pixels")
+    if factors := _scalefactors(source):
+        adata.uns[keys.SPATIAL] = {row.section_id: {"images": {}, "scalefactors": factors}}
     if keys.SCGPT in source.obsm:
         adata.obsm[keys.SCGPT] = np.asarray(source.obsm[keys.SCGPT], dtype=np.float32)
     return adata
+
+
+def _scalefactors(source: ad.AnnData) -> dict[str, float]:
+    """What the file says of the size of a spot and the like, where it holds one section."""
+    libraries = source.uns.get(keys.SPATIAL)
+    if not isinstance(libraries, dict) or len(libraries) != 1:
+        return {}
+    (library,) = libraries.values()
+    factors = library.get("scalefactors") if isinstance(library, dict) else None
+    if not isinstance(factors, dict):
+        return {}
+    return {str(k): float(v) for k, v in factors.items() if np.ndim(v) == 0 and np.isreal(v)}
 
 
 def _open(path: Path) -> ad.AnnData:
