@@ -80,7 +80,7 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
                 raise InputError(f"{folder!r} has a value and settings of its own", path="--option", fix="give one")
         try:
             target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a number of thousands of digits, a date that is none
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{pair!r} cannot be read ({reason})", path="--option", fix="quote it") from error
     return settings

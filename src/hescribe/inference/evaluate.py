@@ -16,6 +16,7 @@ from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import predict
+from hescribe.io.expression import name_unit
 from hescribe.io.store import write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
@@ -120,6 +121,7 @@ def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str 
         "bundle": bundle.hash,
         "method": bundle.method,
         "encoder": bundle.encoder.name,
+        "unit": name_unit(bundle.target_sum),
         "trained_on": bundle.training_sections,
         "sections": [s.to_dict() for s in scores],
         "means": [_plain(row) for row in means.to_dict("records")],
