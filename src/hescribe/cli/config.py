@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import typer
 import yaml
 
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.store import write_atomically
 
 
@@ -84,6 +86,32 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{pair!r} cannot be read ({reason})", path="--option", fix="quote it") from error
     return settings
+
+
+def check_idle(context: typer.Context, idle: Mapping[str, str]) -> None:
+    """Refuse options that have no effect in this run; those of a file, which may serve other runs too, are only told.
+
+    Parameters
+    ----------
+    context
+        Of the command.
+    idle
+        Options without effect, by the names of the command's parameters, each with the reason.
+
+    Raises
+    ------
+    InputError
+        One was given on the command line.
+    """
+    parameters = {p.name: p for p in context.command.params}
+    for name, why in idle.items():
+        source, parameter = context.get_parameter_source(name), parameters[name]
+        given = source.name if source is not None else ""
+        if given == "COMMANDLINE":
+            raise InputError(f"has no effect here: {why}", path=parameter.opts[0], fix="leave it out")
+        if given == "DEFAULT_MAP" and context.params[name] != parameter.default:
+            told = f"{context.params.get('config')}: {name} has no effect here: {why}"
+            warnings.warn(told, HescribeWarning, stacklevel=2)
 
 
 def write_resolved(context: typer.Context, output: Path) -> None:

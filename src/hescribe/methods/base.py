@@ -56,14 +56,14 @@ class Optimisation(MethodConfig):
         512, ge=2, le=1_000_000, description="spots a step; halved until an epoch has the fewest steps wanted"
     )
     fewest_steps: Count = Field(4, description="steps an epoch should have at least, on small data")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1e30)
     final_learning_rate: float | None = Field(
-        None, gt=0, description="reached along a cosine over all epochs; none: the rate stays"
+        None, gt=0, le=1e30, description="reached along a cosine over all epochs; none: the rate stays"
     )
     average: float | None = Field(
         None, gt=0, lt=1, description="decay of a running mean of the weights, which is then what is kept"
     )
-    weight_decay: float = Field(1e-3, ge=0)
+    weight_decay: float = Field(1e-3, ge=0, le=1e30)
     patience: Count = Field(20, description="epochs without a better held-out loss before stopping")
 
     def batch_for(self, spots: int) -> int:

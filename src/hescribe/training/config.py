@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
     batch_size: int | None = Field(
         None, ge=2, le=1_000_000, description="of all processes together; default: the method's"
     )
-    learning_rate: float | None = Field(None, gt=0, description="default: the method's")
+    learning_rate: float | None = Field(None, gt=0, le=1e30, description="default: the method's")
     inner_folds: int | None = Field(
         None, ge=0, le=1000, description="left-out folds for stopping and trust; default: 4 frozen, 1 fine-tuned"
     )
@@ -86,6 +86,20 @@ class TrainConfig(BaseModel):
         if self.fine_tune and not method.can_fine_tune:
             raise InputError(f"method {self.method!r} works on frozen features", path="--fine-tune", fix="leave it out")
         return method
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that this run has no use for, each with the reason."""
+        out: dict[str, str] = {}
+        if "optimisation" not in self.method_row().config.model_fields:
+            solved = f"{self.method} is solved, not trained step by step"
+            out |= dict.fromkeys(("epochs", "batch_size", "learning_rate", "strategy"), solved)
+        if not self.fine_tune:
+            frozen = "the encoder is trained with --fine-tune only"
+            out |= dict.fromkeys(("trainable", "stain_jitter"), frozen)
+        if self.devices * self.nodes == 1:
+            out.setdefault("strategy", "it is of several processes (--devices, --nodes)")
+        return out
 
     def freeze(self, encoder: nn.Module) -> list[nn.Module]:
         """Leave only what this run trains of an encoder trainable; returns what stays frozen.

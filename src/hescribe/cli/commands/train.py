@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import parse_settings, write_resolved
+from hescribe.cli.config import check_idle, parse_settings, write_resolved
 
 
 def train(
@@ -69,6 +69,7 @@ def train(
     names = TrainConfig.model_fields.keys()
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
     settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
+    check_idle(context, settings.idle)
     chosen = o.choose_sections(sections, only=only, without=without)
     bundle = train_bundle(chosen, settings, output=output)
     if not is_first():

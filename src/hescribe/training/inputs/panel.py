@@ -67,7 +67,7 @@ def choose_panel(
         return supported.copy()
     if spec.startswith("hvg:"):
         count = spec.removeprefix("hvg:")
-        if not count.isdigit() or int(count) < 1:
+        if not count.isdecimal() or int(count) < 1:
             raise InputError(f"{spec!r} is no gene panel", path="--genes", fix="for example hvg:1000")
         return _variable_union(expression, sections, genes, int(count))
     return _from_file(Path(spec), genes)
