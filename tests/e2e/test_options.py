@@ -125,3 +125,47 @@ def test_report_takes_the_bundle_that_predicted(
     with pytest.raises(InputError, match="another bundle made this prediction"):
         report_predictions(paths, tmp_path / "r", bundle=bleep[0])
     assert not (tmp_path / "r").exists()
+
+
+HEAD = "section_id,patient_id,image,expression,positions,technology\n"
+ROW = "A,P,a.jpg,a.tsv,a_spots.tsv,st\n"
+MANIFESTS = {
+    "semicolons": ((HEAD + ROW).replace(",", ";"), "a single column, 'section_id;patient_id"),
+    "too few names": (HEAD + ROW.replace("\n", ",1,2\n"), "the first line names 6 columns, the rows have more cells"),
+    "a comment": ("# sections\n" + HEAD + ROW, "the first line names 1 columns, the rows have more cells"),
+    "twice": (HEAD + ROW + ROW, "section_id 'A' stands in several rows"),
+    "empty": ("", "not a readable table"),
+    "no rows": (HEAD, "the manifest has no rows"),
+    "empty id after a gap": (HEAD + ROW + ",,,,,\n" + ROW.replace("A", "", 1), "row 4: section_id is empty"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MANIFESTS.values(), ids=MANIFESTS.keys())
+def test_odd_manifests(st: Path, text: str, message: str) -> None:
+    st.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_sections(st)
+
+
+def test_manifests_as_other_programs_write_them(st: Path) -> None:
+    table = pd.read_csv(st)
+    table.set_index("section_id").to_parquet(st.with_name("indexed.parquet"))
+    assert [s.section_id for s in read_sections(st.with_name("indexed.parquet"))] == ["A"]
+    for text in ("\ufeff" + HEAD + ROW, (HEAD + ROW).replace("\n", "\r\n"), (HEAD + ROW).replace(",", " , "),
+                 HEAD + ROW + ",,,,,\n"):  # fmt: skip
+        st.write_bytes(text.encode())
+        assert [(s.section_id, s.patient_id, s.has_expression) for s in read_sections(st)] == [("A", "P", True)]
+
+
+def test_files_of_windows(cli: Cli, st: Path, tmp_path: Path) -> None:
+    """A byte order mark is no part of the first gene, nor of the first option."""
+    (tmp_path / "genes.txt").write_bytes("\ufeffG1\r\n  G2 \r\n".encode())
+    (tmp_path / "run.toml").write_bytes('\ufeffmethod = "mean"\r\nencoder = "stain"\r\n'.encode())
+    given = ["train", st, "-o", tmp_path / "out", "--config", tmp_path / "run.toml"]
+    code, _, err = cli(*given, "--genes", tmp_path / "genes.txt")
+    assert code == 0, err
+    assert "of which 2 in the panel" in err
+    (tmp_path / "run.yaml").write_text("method: 2020-13-45\n")
+    assert "run.yaml: cannot be read" in cli.refuses(
+        "train", st, "-o", tmp_path / "x", "--config", tmp_path / "run.yaml"
+    )

@@ -27,9 +27,9 @@ def read_options(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError("no such configuration file", path=path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # TOML's own, no text, a date that is none
         raise InputError(f"cannot be read: {error}", path=path, fix="TOML (.toml) or YAML") from error
     if not isinstance(values, dict):
         raise InputError("does not hold a table of options", path=path, fix="for example 'method: ridge'")
