@@ -7,7 +7,8 @@
     │   ├── BundleError           a trained method on disk is damaged or of another kind
     │   ├── EncoderError          an encoder is unknown or its weights do not fit
     │   │   └── GatedModelError   the weights need an access that was not granted
-    │   └── LeakageError          a patient or section stands on both sides of a split
+    │   ├── LeakageError          a patient or section stands on both sides of a split
+    │   └── DivergedError         a training's loss is no finite number
     ├── OutputError               a result could not be written; nothing half-written remains
     └── MissingExtraError         an optional dependency is not installed
 
@@ -59,6 +60,10 @@ class GatedModelError(EncoderError):
 
 class LeakageError(InputError):
     """Training and test share a patient or a section."""
+
+
+class DivergedError(InputError):
+    """A training has run away: its loss or its weights are no finite numbers."""
 
 
 class OutputError(HescribeError):

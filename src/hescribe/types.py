@@ -25,6 +25,11 @@ Expression: TypeAlias = npt.NDArray[np.float32]  #: (n, g) log1p of counts per 1
 PerGene: TypeAlias = npt.NDArray[np.float64]  #: (g,)
 SparseExpression: TypeAlias = sparse.csr_matrix  #: (n, g)
 
+_MOST_VIEWS, _LARGEST_SIDE = (
+    32,
+    32,
+)  #: a description is that many times, or its square times, as long as a tile's features
+
 
 @dataclass(frozen=True)
 class Context:
@@ -57,14 +62,18 @@ class Context:
     raster: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scales or self.scales[0] != 1.0 or any(s <= 0 for s in self.scales):
-            raise ValueError("the first scale is 1 and all are positive")
-        if any(s <= 0 for s in self.spreads_um):
-            raise ValueError("spreads are positive")
-        if self.grid and (self.grid < 3 or self.grid % 2 == 0):
-            raise ValueError("the side of the grid is odd and at least 3, or 0")
-        if self.raster < 0:
-            raise ValueError("the side of the raster is positive, or 0")
+        if not self.scales or self.scales[0] != 1.0 or not all(0.1 <= s <= 100 for s in self.scales):
+            raise ValueError("the first of context.scales is 1 and all are between 0.1 and 100")
+        if not all(1 <= s <= 100_000 for s in self.spreads_um):
+            raise ValueError("context.spreads_um are between 1 and 100,000 µm")
+        if len(self.scales) * (1 + len(self.spreads_um)) > _MOST_VIEWS:
+            raise ValueError(
+                f"context.scales times context.spreads_um give more than {_MOST_VIEWS} descriptions of a tile"
+            )
+        if self.grid and (not 3 <= self.grid <= _LARGEST_SIDE or self.grid % 2 == 0):
+            raise ValueError(f"context.grid, the side of a square, is odd and between 3 and {_LARGEST_SIDE}, or 0")
+        if not 0 <= self.raster <= _LARGEST_SIDE:
+            raise ValueError(f"context.raster, the side of a raster, is between 1 and {_LARGEST_SIDE}, or 0")
 
     def width(self, encoder_width: int) -> int:
         """Length of a description, from that of one tile's features."""

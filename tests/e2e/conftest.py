@@ -1,11 +1,16 @@
-"""One small synthetic data set and one bundle of each kind, made once for all end-to-end tests."""
+"""One small synthetic data set and one bundle of each kind, made once for all end-to-end tests; the command line."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pandas as pd
 import pytest
 
+from hescribe.cli.main import run
 from hescribe.datasets.synthetic import make_synthetic
 from hescribe.inference import Bundle
 from hescribe.sections import Section, read_sections
@@ -45,3 +50,50 @@ def ridge(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> 
 def bleep(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     path = tmp_path_factory.mktemp("bleep") / "bundle"
     return train(sections[:2], settings("bleep", epochs=30), output=path), path
+
+
+class Cli:
+    """Runs the command line in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self._monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+            run()
+        out, err = self._capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    def refuses(self, *arguments: object) -> str:
+        """The one line a mistake gives."""
+        code, _, err = self(*arguments)
+        assert code == 2, err
+        errors = [line for line in err.splitlines() if line.startswith("hescribe: error: ")]
+        assert len(errors) == 1, err
+        assert "Traceback" not in err
+        return errors[0]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    return Cli(capsys, monkeypatch)
+
+
+@pytest.fixture
+def st(tmp_path: Path) -> Path:
+    """A legacy ST section on a plain JPEG, small and right; tests make it wrong. Returns the manifest."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "st"
+    folder.mkdir()
+    grid = [(x, y) for x in range(2, 8) for y in range(2, 8)]
+    names = [f"{x}x{y}" for x, y in grid]
+    counts = pd.DataFrame(rng.poisson(3, (36, 30)), index=names, columns=[f"G{i}" for i in range(30)])
+    counts.to_csv(folder / "a.tsv", sep="\t")
+    spots = pd.DataFrame(grid, columns=["x", "y"]).assign(selected=1)
+    spots["pixel_x"], spots["pixel_y"] = spots["x"] * 50.0, spots["y"] * 50.0
+    spots.to_csv(folder / "a_spots.tsv", sep="\t", index=False)
+    cv2.imwrite(str(folder / "a.jpg"), rng.integers(0, 255, (450, 450, 3), dtype=np.uint8))
+    manifest = folder / "sections.csv"
+    manifest.write_text("section_id,patient_id,image,expression,positions,technology\nA,P,a.jpg,a.tsv,a_spots.tsv,st\n")
+    return manifest

@@ -53,6 +53,16 @@ def test_moments_are_those_of_the_genes(pair: Pair) -> None:
         assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+def test_a_constant_prediction_has_moments_too(pair: Pair) -> None:
+    """Its variances have no logarithm: the page of such a prediction could not be drawn."""
+    measured, predicted = pair
+    flat = predicted.copy()
+    flat.X = np.ones(flat.shape, dtype=np.float32)
+    figure = plots.mean_and_variance(measured, flat)
+    figure.canvas.draw()
+    assert [len(axes.collections) for axes in figure.axes] == [1, 0]
+
+
 def scores(n: int = 400) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     pcc = np.append(rng.uniform(-0.1, 0.6, n - 1), np.nan)

@@ -26,6 +26,7 @@ from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
 from hescribe.io.store import check_free, write_anndata, write_atomically
 from hescribe.metrics.gene_sets import gene_moments
+from hescribe.plots.maps import unit_of
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.report.volume_view import MOST_SPOTS, VIEW, view_data, view_script
 from hescribe.sections import Section
@@ -225,7 +226,7 @@ def _chapters(made: _Made) -> list[Chapter]:
         for g in genes
     ]  # fmt: skip
     cuts = [
-        Plate(plots.orthogonal_cuts(made.volume, g), f"cuts_{g}", f"Orthogonal cuts of {g} through the volume.",
+        Plate(plots.orthogonal_cuts(made.volume, g, unit=unit_of(made.stack)), f"cuts_{g}", f"Orthogonal cuts of {g} through the volume.",
               f"{g}: cuts at right angles through the middle; dashed lines show where.")
         for g in genes
     ]  # fmt: skip

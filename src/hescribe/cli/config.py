@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+import warnings
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import typer
 import yaml
 
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.store import write_atomically
 
 
@@ -25,9 +27,9 @@ def read_options(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError("no such configuration file", path=path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # TOML's own, no text, a date that is none
         raise InputError(f"cannot be read: {error}", path=path, fix="TOML (.toml) or YAML") from error
     if not isinstance(values, dict):
         raise InputError("does not hold a table of options", path=path, fix="for example 'method: ridge'")
@@ -80,10 +82,36 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
                 raise InputError(f"{folder!r} has a value and settings of its own", path="--option", fix="give one")
         try:
             target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a number of thousands of digits, a date that is none
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{pair!r} cannot be read ({reason})", path="--option", fix="quote it") from error
     return settings
+
+
+def check_idle(context: typer.Context, idle: Mapping[str, str]) -> None:
+    """Refuse options that have no effect in this run; those of a file, which may serve other runs too, are only told.
+
+    Parameters
+    ----------
+    context
+        Of the command.
+    idle
+        Options without effect, by the names of the command's parameters, each with the reason.
+
+    Raises
+    ------
+    InputError
+        One was given on the command line.
+    """
+    parameters = {p.name: p for p in context.command.params}
+    for name, why in idle.items():
+        source, parameter = context.get_parameter_source(name), parameters[name]
+        given = source.name if source is not None else ""
+        if given == "COMMANDLINE":
+            raise InputError(f"has no effect here: {why}", path=parameter.opts[0], fix="leave it out")
+        if given == "DEFAULT_MAP" and context.params[name] != parameter.default:
+            told = f"{context.params.get('config')}: {name} has no effect here: {why}"
+            warnings.warn(told, HescribeWarning, stacklevel=2)
 
 
 def write_resolved(context: typer.Context, output: Path) -> None:

@@ -22,7 +22,7 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", callback=load_config, is_eager=True, help="Options from a TOML or YAML file."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the accelerator there is.")]
 Only = Annotated[str | None, typer.Option(help="Only these sections of the manifest, by id, with commas.")]
 Without = Annotated[str | None, typer.Option(help="All sections of the manifest but these.")]

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.errors import InputError, LeakageError
-from hescribe.io.expression import log_normalise
+from hescribe.io.expression import USUAL_SUM, TargetSum, log_normalise, resolve_sum, told_sum
 from hescribe.metrics.gene_blocks import columns_of
 from hescribe.metrics.gene_sets import gene_moments
 from hescribe.metrics.maps import Pixels, array_pixels, nearest_pixels
@@ -29,7 +29,9 @@ class Aligned:
     genes, spots
         Names of the columns, sorted as in the measurement, and of the rows.
     predicted, truth
-        (n, g) log1p of counts per 10,000; the truth was normalised with all genes of the section.
+        (n, g) log expression on the prediction's scale; the truth was normalised with all genes of the section.
+    target_sum
+        That scale: counts per spot before the logarithm.
     counts
         (n, all genes of the section) raw counts of the shared spots.
     columns
@@ -44,6 +46,7 @@ class Aligned:
     spots: tuple[str, ...]
     predicted: npt.NDArray[np.float32]
     truth: SparseExpression
+    target_sum: float
     counts: sparse.csr_matrix
     columns: npt.NDArray[np.intp]
     centres: Centres
@@ -52,12 +55,12 @@ class Aligned:
 
 
 def align(predicted: ad.AnnData, section: ad.AnnData, *, genes: Collection[str] | None = None) -> Aligned:
-    """Bring both to the spots and genes they share, in the measurement's order.
+    """Bring both to the spots and genes they share, in the measurement's order, and to the prediction's scale.
 
     Parameters
     ----------
     predicted
-        Spots × genes, log1p of counts per 10,000.
+        Spots × genes, log1p of counts per 10,000, or on the scale that its provenance states.
     section
         Raw counts, with positions in ``obsm["spatial"]``.
     genes
@@ -82,6 +85,7 @@ def align(predicted: ad.AnnData, section: ad.AnnData, *, genes: Collection[str] 
     here, there = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
     _check_shared(predicted, section, len(here), len(there))
     counts = sparse.csr_matrix(section.X)[here]
+    target_sum = resolve_sum(sparse.csr_matrix(section.X), told_sum(predicted.uns.get(keys.PROVENANCE, {})))
     chosen = predicted.X[rows[here]]
     dense = chosen.toarray() if sparse.issparse(chosen) else np.asarray(chosen)
     centres = np.asarray(section.obsm[keys.SPATIAL], dtype=np.float64)[here]
@@ -89,7 +93,8 @@ def align(predicted: ad.AnnData, section: ad.AnnData, *, genes: Collection[str] 
         genes=tuple(section.var_names[there]),
         spots=tuple(section.obs_names[here]),
         predicted=dense[:, columns[there]].astype(np.float32),
-        truth=columns_of(log_normalise(counts), there),
+        truth=columns_of(log_normalise(counts, target_sum=target_sum), there),
+        target_sum=target_sum,
         counts=counts,
         columns=there,
         centres=centres,
@@ -98,13 +103,15 @@ def align(predicted: ad.AnnData, section: ad.AnnData, *, genes: Collection[str] 
     )
 
 
-def training_stats(sections: Iterable[ad.AnnData]) -> pd.DataFrame:
+def training_stats(sections: Iterable[ad.AnnData], *, target_sum: TargetSum = USUAL_SUM) -> pd.DataFrame:
     """Mean and variance of every gene on training sections, for gene sets chosen without the test section.
 
     Parameters
     ----------
     sections
         Raw counts of each training section.
+    target_sum
+        The scale of the prediction that they are compared with.
 
     Returns
     -------
@@ -113,7 +120,7 @@ def training_stats(sections: Iterable[ad.AnnData]) -> pd.DataFrame:
     """
     tables = []
     for section in sections:
-        moments = gene_moments(log_normalise(sparse.csr_matrix(section.X)))
+        moments = gene_moments(log_normalise(sparse.csr_matrix(section.X), target_sum=target_sum))
         tables.append(pd.DataFrame({"mean": moments.mean, "variance": moments.variance}, index=section.var_names))
     if not tables:
         raise InputError("no training section to take statistics of")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -115,7 +116,7 @@ def score_section(
     Parameters
     ----------
     predicted
-        Spots × genes, log1p of counts per 10,000.
+        Spots × genes, log1p of counts per 10,000, or on the scale that its provenance states: counts are brought to it.
     section_counts
         Raw counts of the section, *all* its genes, positions in ``obsm["spatial"]``.
     method
@@ -225,12 +226,14 @@ def summarise_set(
 def _agreement(data: Aligned, *, n_splits: int, seed: int) -> pd.DataFrame:
     measured, predicted = gene_moments(data.truth), gene_moments(data.predicted)
     weights = neighbour_weights(data.centres)
+    # One number for halves of the counts too: their own median would be half of it
+    normalise = partial(log_normalise, target_sum=data.target_sum)
     columns = {
         "pcc": pearson_per_gene(data.predicted, data.truth),
         "spearman": spearman_per_gene(data.predicted, data.truth),
         "rmse": rmse_per_gene(data.predicted, data.truth),
         "mae": mae_per_gene(data.predicted, data.truth),
-        "ceiling": ceiling_per_gene(data.counts, log_normalise, n_splits=n_splits, seed=seed)[data.columns],
+        "ceiling": ceiling_per_gene(data.counts, normalise, n_splits=n_splits, seed=seed)[data.columns],
         "mean": measured.mean,
         "variance": measured.variance,
         "variance_predicted": predicted.variance,

@@ -163,9 +163,9 @@ def explicit_split(
 
 
 def select_sections(sections: Sequence[S], ids: Iterable[str]) -> list[S]:
-    """Sections by id, in the order of ``ids``; InputError names the ids that are not there."""
+    """Sections by id, each once, in the order of ``ids``; InputError names the ids that are not there."""
     known = {s.section_id: s for s in sections}
-    wanted = list(ids)
+    wanted = list(dict.fromkeys(ids))
     if missing := [i for i in wanted if i not in known]:
         raise InputError(f"no section {', '.join(map(repr, missing))}", fix=f"there are {', '.join(known)}")
     return [known[i] for i in wanted]

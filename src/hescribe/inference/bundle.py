@@ -22,6 +22,7 @@ from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
 from hescribe.inference.trust import Novelty, Trust
+from hescribe.io.expression import TargetSum, told_sum
 from hescribe.io.store import write_atomically
 from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
@@ -76,6 +77,11 @@ class Bundle:
     def training_sections(self) -> dict[str, str]:
         """Section id → patient id of everything the bundle was learned from."""
         return dict(self.provenance["sections"])
+
+    @property
+    def target_sum(self) -> TargetSum:
+        """Scale of its predictions: counts per spot before the logarithm, or each section's median library size."""
+        return told_sum(self.provenance.get("settings", {}))
 
     def knows_patient(self, patient_id: str) -> bool:
         """Whether image and expression of this patient were learned from; transcriptomes alone do not count."""

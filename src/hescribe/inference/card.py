@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from hescribe import keys
+from hescribe.io.expression import name_unit, told_sum
 
 
 def render_card(config: dict[str, Any], genes: pd.DataFrame) -> str:
@@ -30,7 +31,7 @@ tags: [spatial-transcriptomics, histology, {config["method"]}]
 
 # {config["method"]} on {config["encoder"]["name"]}
 
-Predicts the expression of {len(genes):,} genes (log1p of counts per 10,000) from H&E tiles of
+Predicts the expression of {len(genes):,} genes ({name_unit(told_sum(provenance.get("settings", {})))}) from H&E tiles of
 {config["extraction"]["tile_um"]:g} µm. Trained by hescribe {provenance["version"]} on {len(sections)} section(s) of
 {len(patients)} patient(s), {provenance["spots"]:,} spots, seed {provenance["seed"]}.
 

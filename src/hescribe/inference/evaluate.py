@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hescribe.errors import InputError, LeakageError
+from hescribe.errors import HescribeWarning, InputError, LeakageError
 from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import predict
+from hescribe.io.expression import name_unit
 from hescribe.io.store import write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
@@ -59,6 +61,10 @@ def evaluate(
     if not paired:
         raise InputError("no section has both an image and expression to compare with")
     check_unseen(bundle, paired, allow_same_patient=allow_same_patient)
+    markers = list(markers)
+    if unknown := [m for m in markers if m not in bundle.genes.index]:
+        told = f"--markers: the bundle does not predict {', '.join(unknown)}"
+        warnings.warn(told, HescribeWarning, stacklevel=2)
     scores = []
     for section in tqdm(paired, desc="evaluate", unit="section", disable=None):
         prediction = predict(bundle, section, device=device)
@@ -120,6 +126,7 @@ def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str 
         "bundle": bundle.hash,
         "method": bundle.method,
         "encoder": bundle.encoder.name,
+        "unit": name_unit(bundle.target_sum),
         "trained_on": bundle.training_sections,
         "sections": [s.to_dict() for s in scores],
         "means": [_plain(row) for row in means.to_dict("records")],

@@ -18,6 +18,7 @@ from hescribe.errors import HescribeWarning, InputError, OutputError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predictors import Head, RetrievalHead
+from hescribe.io.expression import name_unit
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
 from hescribe.sections import Section
@@ -33,7 +34,7 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
     Returns
     -------
     AnnData
-        Spots × genes as DESIGN states: ``X`` float32 log1p of counts per 10,000, trust in ``var`` and
+        Spots × genes: ``X`` float32, log1p of counts per 10,000 or on the bundle's own scale, trust in ``var`` and
         ``obs``, provenance in ``uns``; cell types in ``obsm`` where the method retrieves and its reference knows them.
     """
     if section.image is None:
@@ -90,7 +91,8 @@ def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | N
         "tile_um": float(bundle.extraction.tile_um),
         "seen_in_training": slide in bundle.training_sections,
         "patient_seen_in_training": patient_key(patient) in {patient_key(p) for p in bundle.training_sections.values()},
-        "unit": "log1p of counts per 10,000",
+        "unit": name_unit(bundle.target_sum),
+        "target_sum": bundle.target_sum,
     }
 
 

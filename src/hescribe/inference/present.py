@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import anndata as ad
 import pandas as pd
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import InputError, LeakageError
 from hescribe.evaluation.scores import SectionScores, score_section
+from hescribe.evaluation.splits import patient_key
 from hescribe.evaluation.tables import method_table
 from hescribe.inference.bundle import Bundle
+from hescribe.inference.evaluate import check_unseen
 from hescribe.inference.predict import read_prediction
 from hescribe.report import build_report
 from hescribe.sections import Section
+
+log = logging.getLogger("hescribe")
 
 
 def find_predictions(path: str | Path) -> list[Path]:
@@ -59,7 +64,7 @@ def report_predictions(
     sections
         Gives slides and, where measured, the truth, by section id.
     bundle
-        For its training curves and provenance.
+        The one that made the predictions: for its training curves and provenance, and to know whom it has seen.
     scores
         Where they are known already; otherwise measured sections are scored.
     genes
@@ -77,7 +82,9 @@ def report_predictions(
     Raises
     ------
     LeakageError
-        A measured section or patient was part of the training.
+        A measured section or, unallowed, its patient was part of the training, or nothing tells whether it was.
+    InputError
+        Another bundle made a prediction.
     """
     known = {s.section_id: s for s in sections}
     done = {s.section_id: s for s in scores or ()}
@@ -85,9 +92,12 @@ def report_predictions(
     for path in paths:
         prediction = read_prediction(path)
         section = known.get(str(prediction.uns[keys.PROVENANCE]["slide"]))
-        measured = section.adata if section is not None and section.has_expression else None
-        given.append((prediction, measured, section.thumbnail() if section is not None else None))
+        _check_maker(prediction, bundle, path)
+        measured = _measured(prediction, section)
         score = done.get(section.section_id) if section is not None else None
+        if measured is not None and section is not None and score is None:
+            _check_patient(prediction, section, bundle, allow_same_patient=allow_same_patient)
+        given.append((prediction, measured, section.thumbnail() if section is not None else None))
         if score is None and measured is not None:
             score = _score(prediction, measured, genes, allow_same_patient=allow_same_patient, seed=seed)
         tables.append(score)
@@ -100,6 +110,45 @@ def report_predictions(
         genes=genes,
         summary=_overall([t for t in tables if t is not None]),
     )
+
+
+def _check_maker(prediction: ad.AnnData, bundle: Bundle | None, path: Path) -> None:
+    if bundle is not None and prediction.uns[keys.PROVENANCE].get("bundle") != bundle.hash:
+        raise InputError("another bundle made this prediction", path=path, fix="give that one, or leave --bundle out")
+
+
+def _measured(prediction: ad.AnnData, section: Section | None) -> ad.AnnData | None:
+    if section is None or not section.has_expression:
+        return None
+    if "plan" in prediction.uns[keys.PROVENANCE]:
+        log.info(f"{section.section_id}: predicted on a grid over the slide, not at its spots, so it is not compared")
+        return None
+    return section.adata
+
+
+def _check_patient(
+    prediction: ad.AnnData, section: Section, bundle: Bundle | None, *, allow_same_patient: bool
+) -> None:
+    """What the manifest says counts: the prediction is told whose section it is, and whether he or she was seen.
+
+    Raises
+    ------
+    LeakageError
+        Seen and not allowed, or nobody can tell.
+    """
+    told, seen = prediction.uns[keys.PROVENANCE], True
+    if bundle is not None:
+        check_unseen(bundle, [section], allow_same_patient=allow_same_patient)
+        seen = patient_key(section) in {patient_key(p) for p in bundle.training_sections.values()}
+    elif patient_key(str(told.get("patient", ""))) == patient_key(section):
+        return  # then its own word counts, see `check_provenance`
+    elif not allow_same_patient:
+        raise LeakageError(
+            f"section {section.section_id!r} was predicted for patient {str(told.get('patient', ''))!r}, the manifest "
+            f"says {section.patient_id!r}: whether the model has learned from this patient is not known",
+            fix="give the bundle (--bundle), or pass --allow-same-patient and the result is labelled so",
+        )
+    told |= {"patient": section.patient_id, "patient_seen_in_training": seen}
 
 
 def _overall(scores: Sequence[SectionScores]) -> pd.DataFrame | None:

@@ -1,18 +1,21 @@
-"""Counts to the scale everything works on: log1p of counts per 10,000."""
+"""Counts to the scale everything works on: log1p of counts per 10,000, or per median library size where asked for."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 
 from hescribe.types import PerGene, SparseExpression
 
-TargetSum = float | Literal["median"]
+TargetSum = float | Literal["median"]  #: counts per spot after scaling, or each section's median library size
+
+USUAL_SUM = 1e4  #: where nothing else is said
 
 
-def log_normalise(counts: sparse.spmatrix, *, target_sum: TargetSum = 1e4) -> SparseExpression:
+def log_normalise(counts: sparse.spmatrix, *, target_sum: TargetSum = USUAL_SUM) -> SparseExpression:
     """log1p of counts scaled to one library size per spot.
 
     Parameters
@@ -30,11 +33,42 @@ def log_normalise(counts: sparse.spmatrix, *, target_sum: TargetSum = 1e4) -> Sp
     """
     matrix = sparse.csr_matrix(counts, dtype=np.float32, copy=True)
     library = np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-    target = float(np.median(library[library > 0])) if target_sum == "median" else float(target_sum)
+    target = _resolved(library, target_sum)
     factor = np.divide(target, library, out=np.zeros_like(library), where=library > 0)
     matrix.data *= np.repeat(factor, np.diff(matrix.indptr)).astype(np.float32)
     np.log1p(matrix.data, out=matrix.data)
     return matrix
+
+
+def resolve_sum(counts: sparse.spmatrix, target_sum: TargetSum) -> float:
+    """Counts per spot after scaling, as a number: of parts of a section, or of its counts thinned, the same as of all."""
+    return _resolved(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), target_sum)
+
+
+def _resolved(library: PerGene, target_sum: TargetSum) -> float:
+    if target_sum != "median":
+        return float(target_sum)
+    filled = library[library > 0]
+    return float(np.median(filled)) if len(filled) else USUAL_SUM
+
+
+def name_unit(target_sum: TargetSum) -> str:
+    """What expression on this scale is, in words.
+
+    Examples
+    --------
+    >>> name_unit(1e4), name_unit("median")
+    ('log1p of counts per 10,000', 'log1p of counts per median library size')
+    """
+    if target_sum == "median":
+        return "log1p of counts per median library size"
+    return f"log1p of counts per {target_sum:{',.0f' if float(target_sum).is_integer() else ',g'}}"
+
+
+def told_sum(provenance: Mapping[str, Any]) -> TargetSum:
+    """The scale of a prediction, from its provenance; older ones do not say and have the usual one."""
+    told = provenance.get("target_sum", USUAL_SUM)
+    return "median" if str(told) == "median" else float(told)
 
 
 def detected_fraction(counts: sparse.spmatrix) -> PerGene:

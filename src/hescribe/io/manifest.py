@@ -15,6 +15,7 @@ from hescribe.types import Microns, Mpp
 
 REQUIRED = ("section_id", "patient_id", "image", "expression")
 OPTIONAL = ("technology", "positions", "mpp", "cell_types", "annotations", "z")
+_SEPARATED = "columns are separated by commas, in .tsv by tabs"
 _PATHS = ("image", "expression", "positions", "cell_types", "annotations")
 
 
@@ -51,6 +52,8 @@ def read_manifest(path: str | Path) -> list[ManifestRow]:
         file = file / "sections.csv"
     table = _read_table(file)
     missing = [c for c in REQUIRED if c not in table]
+    if len(table.columns) == 1 and any(mark in table.columns[0] for mark in ";|\t,"):
+        raise InputError(f"a single column, {table.columns[0]!r}", path=file, fix=_SEPARATED)
     if missing:
         raise InputError(
             f"column {', '.join(map(repr, missing))} is missing (found {', '.join(table.columns)})",
@@ -62,7 +65,7 @@ def read_manifest(path: str | Path) -> list[ManifestRow]:
         warnings.warn(f"{file}: column {', '.join(unknown)} is not known and not used", HescribeWarning, stacklevel=2)
     if table.empty:
         raise InputError("the manifest has no rows", path=file)
-    rows = [_row(file, i, values) for i, values in enumerate(table.to_dict("records"), start=2)]
+    rows = [_row(file, i + 2, values) for i, values in zip(table.index, table.to_dict("records"), strict=True)]
     ids = [r.section_id for r in rows]
     if double := sorted({i for i in ids if ids.count(i) > 1}):
         raise InputError(f"section_id {', '.join(map(repr, double))} stands in several rows", path=file)
@@ -74,11 +77,18 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise InputError("no such manifest", path=file, fix="a CSV with " + ", ".join(REQUIRED))
     try:
         if file.suffix == ".parquet":
-            return pd.read_parquet(file).astype("string")
-        separator = "\t" if file.suffix in {".tsv", ".txt"} else ","
-        return pd.read_csv(file, sep=separator, dtype="string", skipinitialspace=True)
+            table = pd.read_parquet(file)
+            table = table.reset_index() if any(table.index.names) else table
+        else:
+            separator = "\t" if file.suffix in {".tsv", ".txt"} else ","
+            table = pd.read_csv(file, sep=separator, dtype="string", skipinitialspace=True)
+        table = table.rename(columns=lambda name: str(name).strip()).astype("string")
     except (ValueError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"not a readable table ({error})", path=file, fix="CSV or Parquet") from error
+        raise InputError(f"not a readable table ({error})", path=file, fix="CSV in UTF-8, or Parquet") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what stands first for names of the rows
+        told = f"the first line names {len(table.columns)} columns, the rows have more cells"
+        raise InputError(told, path=file, fix="name every column")
+    return table.dropna(how="all")
 
 
 def _row(file: Path, line: int, values: dict[Any, Any]) -> ManifestRow:

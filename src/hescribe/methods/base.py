@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -37,24 +37,34 @@ class Batch(NamedTuple):
 class MethodConfig(BaseModel):
     """Settings every method has; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Beyond these bounds a number is a slip: it would not fit in memory, or in what counts with 32 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Width = Annotated[int, Field(ge=2, le=4096)]
+Depth = Annotated[int, Field(ge=1, le=64)]
+Temperature = Annotated[float, Field(ge=1e-4, le=1e4)]
+Penalty = Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 class Optimisation(MethodConfig):
     """How a method trained by gradient descent is trained."""
 
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(512, ge=2, description="spots a step; halved until an epoch has the fewest steps wanted")
-    fewest_steps: int = Field(4, ge=1, description="steps an epoch should have at least, on small data")
-    learning_rate: float = Field(1e-3, gt=0)
+    epochs: Count = 100
+    batch_size: int = Field(
+        512, ge=2, le=1_000_000, description="spots a step; halved until an epoch has the fewest steps wanted"
+    )
+    fewest_steps: Count = Field(4, description="steps an epoch should have at least, on small data")
+    learning_rate: float = Field(1e-3, gt=0, le=1e30)
     final_learning_rate: float | None = Field(
-        None, gt=0, description="reached along a cosine over all epochs; none: the rate stays"
+        None, gt=0, le=1e30, description="reached along a cosine over all epochs; none: the rate stays"
     )
     average: float | None = Field(
         None, gt=0, lt=1, description="decay of a running mean of the weights, which is then what is kept"
     )
-    weight_decay: float = Field(1e-3, ge=0)
-    patience: int = Field(20, ge=1, description="epochs without a better held-out loss before stopping")
+    weight_decay: float = Field(1e-3, ge=0, le=1e30)
+    patience: Count = Field(20, description="epochs without a better held-out loss before stopping")
 
     def batch_for(self, spots: int) -> int:
         """Batch size for a number of training spots.
@@ -71,9 +81,9 @@ class Optimisation(MethodConfig):
 class Retrieval(MethodConfig):
     """How expression is read off the reference."""
 
-    k: int = Field(50, ge=1, description="neighbours")
+    k: Count = Field(50, description="neighbours")
     imputation: Literal["mean", "weighted", "top1", "softmax"] = "mean"
-    temperature: float = Field(1.0, gt=0, description="of the softmax over similarities, where that is the imputation")
+    temperature: Temperature = Field(1.0, description="of the softmax over similarities, where that is the imputation")
     key: Literal["expression", "image"] = Field(
         "expression", description="which embedding of a training spot is its key"
     )
@@ -83,8 +93,8 @@ class Retrieval(MethodConfig):
 class Refinement(MethodConfig):
     """How the prototypes of a tile are looked at once more, each through what speaks for it in the tile."""
 
-    rounds: int = Field(3, ge=0, description="at most; fewer once nothing changes, 0: not at all")
-    candidates: int = Field(5, ge=1, description="prototypes looked at, the likeliest; all others get no weight")
+    rounds: int = Field(3, ge=0, le=100, description="at most; fewer once nothing changes, 0: not at all")
+    candidates: Count = Field(5, description="prototypes looked at, the likeliest; all others get no weight")
     threshold: float = Field(
         0.4, ge=0, le=1, description="probability among the candidates below which one is dropped; the best stays"
     )

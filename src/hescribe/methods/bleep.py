@@ -10,7 +10,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Retrieval, Shapes
+from hescribe.methods.base import (
+    Batch,
+    JointModel,
+    Method,
+    MethodConfig,
+    Optimisation,
+    Retrieval,
+    Shapes,
+    Temperature,
+    Width,
+)
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import contrastive_loss
 from hescribe.types import Context
@@ -19,14 +29,16 @@ from hescribe.types import Context
 class BleepConfig(MethodConfig):
     """Settings of BLEEP; the defaults are the paper's where it has one."""
 
-    dim: int = Field(256, ge=2, description="length of the embedding")
+    dim: Width = Field(256, description="length of the embedding")
     dropout: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(1.0, gt=0, description="τ, fixed")
+    temperature: Temperature = Field(1.0, description="τ, fixed")
     smooth_targets: bool = Field(default=True, description="softened targets; off: plain CLIP")
     renormalise_targets: bool = Field(
         default=False, description="rows of the transposed targets sum to 1 (published: no)"
     )
-    replica_batch: int = Field(128, ge=2, description="spots per independent loss, as one GPU of the published four")
+    replica_batch: int = Field(
+        128, ge=2, le=1_000_000, description="spots per independent loss, as one GPU of the published four"
+    )
     gather: bool = Field(
         default=False, description="one loss over the embeddings of all replicas, and all processes, instead"
     )

@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Retrieval, Shapes
+from hescribe.methods.base import (
+    Batch,
+    Depth,
+    JointModel,
+    Method,
+    MethodConfig,
+    Optimisation,
+    Retrieval,
+    Shapes,
+    Temperature,
+    Width,
+)
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import contrastive_loss
 
@@ -25,14 +36,14 @@ _FUSION_DROPOUT = 0.25
 class CmrcnetConfig(MethodConfig):
     """Settings of CMRCNet; the defaults are those of its code."""
 
-    dim: int = Field(256, ge=8, multiple_of=8, description="length of the embedding and of the fused tokens")
+    dim: Width = Field(256, multiple_of=_HEADS, description="length of the embedding and of the fused tokens")
     dropout: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(1.0, gt=0, description="τ, fixed")
+    temperature: Temperature = Field(1.0, description="τ, fixed")
     mask: Literal["elements", "tokens"] = Field(
         "elements", description="what is set to zero: single numbers (published), or whole tokens"
     )
     mask_ratio: float = Field(0.5, ge=0, lt=1, description="share that is masked")
-    fusion_layers: int = Field(2, ge=1)
+    fusion_layers: Depth = 2
     shared_fusion: bool = Field(default=True, description="all fusion layers have one set of weights (published)")
     detach_target: bool = Field(
         default=False, description="the image embedding is not pulled towards what genes can rebuild (published: it is)"

@@ -123,14 +123,17 @@ def mean_and_variance(measured: ad.AnnData, predicted: ad.AnnData) -> Figure:
     for axes, name in zip(figure.subplots(1, 2), ("mean", "variance"), strict=True):
         x, y = (getattr(m, name) for m in moments)
         known = (x > 0) & (y > 0)
+        axes.set_title(f"{name.capitalize()} of each gene", fontsize=9)
+        if not known.any():  # a constant prediction; logarithms have no place for it
+            axes.set(xticks=[], yticks=[])
+            axes.annotate("0 for every gene", (0.5, 0.5), xycoords="axes fraction", ha="center", color=MUTED)
+            continue
         axes.scatter(x[known], y[known], s=4, color=PREDICTED, alpha=0.3, linewidths=0, rasterized=True)
         axes.set(xscale="log", yscale="log", xlabel=f"Measured {name}", ylabel=f"Predicted {name}")
         for axis in (axes.xaxis, axes.yaxis):
             plain_numbers(axis)
-        axes.set_title(f"{name.capitalize()} of each gene", fontsize=9)
-        if known.any():
-            ends = (min(x[known].min(), np.percentile(y[known], 0.5)), max(x[known].max(), y[known].max()))
-            axes.plot(ends, ends, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+        ends = (min(x[known].min(), np.percentile(y[known], 0.5)), max(x[known].max(), y[known].max()))
+        axes.plot(ends, ends, color=MUTED, lw=0.8, ls=(0, (4, 3)))
     return figure
 
 

@@ -11,14 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 
+from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.io.expression import name_unit, told_sum
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.plots.ground import Ground, Shape, Thumbnail, draw_scale_bar, draw_slide, draw_spots, find_ground
 from hescribe.plots.style import EXPRESSION_COLOURS, INK, MUTED, signed, styled
 from hescribe.types import Microns, Mpp
 
 _PANEL, _SINGLE = 2.8, 4.2  #: inches, the longer side of a map beside another, and alone
-_UNIT = "log1p of counts per 10,000"
 
 Values = npt.NDArray[np.float64]  #: (n,) one a spot
 Range = tuple[float, float]
@@ -54,6 +55,11 @@ def gene_values(adata: ad.AnnData, gene: str) -> Values:
         raise InputError(f"no gene {gene!r} among {adata.n_vars} (the first is {adata.var_names[:1].tolist()})")
     column = adata[:, gene].X
     return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=np.float64).ravel()
+
+
+def unit_of(adata: ad.AnnData) -> str:
+    """What ``X`` is, for a colour bar: as the provenance tells, else log1p of counts per 10,000."""
+    return name_unit(told_sum(adata.uns.get(keys.PROVENANCE, {})))
 
 
 @styled
@@ -97,9 +103,8 @@ def gene_map(
     values = gene_values(adata, gene)
     ground = find_ground(adata, thumbnail=thumbnail, mpp=mpp, spot_um=spot_um, shape=shape)
     limits = colour_range(values, percentiles)
-    return _one(
-        ground, values, limits=limits, colours=EXPRESSION_COLOURS, label=_UNIT, title=gene if title is None else title
-    )
+    title, label = gene if title is None else title, unit_of(adata)
+    return _one(ground, values, limits=limits, colours=EXPRESSION_COLOURS, label=label, title=title)
 
 
 @styled
@@ -158,7 +163,7 @@ def measured_and_predicted(
     Parameters
     ----------
     measured, predicted
-        Both on one scale (log1p of counts per 10,000); spots are matched by name. Others as of `gene_map`.
+        Both on one scale, which the prediction's provenance states; spots are matched by name. Others as of `gene_map`.
     common_scale
         One colour scale for both. By default each has its own: a prediction leaves out the noise, varies less, and
         would look flat; then compare patterns, and read heights off the colour bars.
@@ -184,7 +189,7 @@ def measured_and_predicted(
         spots = draw_spots(where, ground, values, limits=limits, colours=EXPRESSION_COLOURS)
         where.set_title(name, fontweight="normal", color=MUTED, fontsize=9)
         if not common_scale or name == "Predicted":
-            _colour_bar(figure, spots, axes if common_scale else where, _UNIT)
+            _colour_bar(figure, spots, axes if common_scale else where, unit_of(predicted))
     draw_scale_bar(axes[0], ground)
     stated = f"PCC {signed(pcc)}" if np.isfinite(pcc) else "PCC not defined: constant in the measurement"
     figure.suptitle(f"{gene}   {stated}", x=0.01, ha="left")

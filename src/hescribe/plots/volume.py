@@ -18,8 +18,9 @@ from matplotlib.transforms import Affine2D
 
 from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.io.expression import USUAL_SUM, name_unit
 from hescribe.plots.ground import pitch, round_length
-from hescribe.plots.maps import Range, Values, colour_range, gene_values
+from hescribe.plots.maps import Range, Values, colour_range, gene_values, unit_of
 from hescribe.plots.style import CEILING, EXPRESSION_COLOURS, INK, MUTED, NOTHING, PREDICTED, styled
 from hescribe.types import Microns
 
@@ -27,7 +28,6 @@ _SLANT, _FLAT = 0.38, 0.5  #: how a plane is seen from the side: sheared, and lo
 _GAP = 0.54  #: between planes in the picture, of a plane's depth
 _OF_PITCH = 0.62  #: a spot's diameter
 _SMOOTH_SPOTS = 4000  #: more are drawn as squares
-_UNIT = "log1p of counts per 10,000"
 _DEPTH = 0.3  #: of the plane's width: how thick the volume is drawn, at least
 
 Extent = tuple[float, float, float, float]  #: left, right, top, bottom, µm
@@ -161,13 +161,18 @@ def stacked_sections(
     if drawn:
         panels[0].set_title("H&E", fontweight="normal", color=MUTED)
     panels[-1].set_title(gene)
-    _colours(figure, spots, panels[-1])
+    _colours(figure, spots, panels[-1], unit_of(stack))
     return figure
 
 
 @styled
 def orthogonal_cuts(
-    volume: Grid, gene: str, *, at_um: tuple[Microns, Microns, Microns] | None = None, percentiles: Range = (1.0, 99.0)
+    volume: Grid,
+    gene: str,
+    *,
+    at_um: tuple[Microns, Microns, Microns] | None = None,
+    percentiles: Range = (1.0, 99.0),
+    unit: str = name_unit(USUAL_SUM),
 ) -> Figure:
     """Three cuts through the volume at right angles; thin lines show where each cuts the others.
 
@@ -181,6 +186,8 @@ def orthogonal_cuts(
         (z, y, x) through which the cuts go; by default the middle of the tissue.
     percentiles
         Of the values, between which the colours run.
+    unit
+        Of the values.
 
     Raises
     ------
@@ -231,7 +238,7 @@ def orthogonal_cuts(
     bar = figure.colorbar(image, cax=corner.inset_axes((0.05, 0.3, 0.9, 0.1)), orientation="horizontal")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, width=0.5, labelsize=7.5)
-    bar.set_label(_UNIT, fontsize=7.5, color=MUTED)
+    bar.set_label(unit, fontsize=7.5, color=MUTED)
     return figure
 
 
@@ -307,11 +314,11 @@ def _length(um: float) -> str:
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 
 
-def _colours(figure: Figure, drawn: Any, axes: Any) -> None:
+def _colours(figure: Figure, drawn: Any, axes: Any, unit: str) -> None:
     bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, aspect=28, shrink=0.8)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, width=0.5, labelsize=7.5)
-    bar.set_label(_UNIT, fontsize=7.5, color=MUTED)
+    bar.set_label(unit, fontsize=7.5, color=MUTED)
 
 
 def _where(

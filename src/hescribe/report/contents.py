@@ -14,7 +14,7 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.errors import InputError
-from hescribe.io.expression import log_normalise
+from hescribe.io.expression import log_normalise, told_sum
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.metrics.gene_sets import detected_genes, gene_moments, top_genes
 from hescribe.plots import Thumbnail
@@ -60,7 +60,7 @@ class Content:
     predicted
         The prediction.
     measured
-        log1p of counts per 10,000 of the shared spots and genes; None where nothing was measured.
+        The shared spots and genes on the prediction's scale; None where nothing was measured.
     thumbnail
         The slide and its downsampling.
     per_gene
@@ -127,9 +127,10 @@ def _content(
 
 
 def _measured(predicted: ad.AnnData, counts: ad.AnnData) -> ad.AnnData:
-    """Shared spots and genes, normalised with all genes of the section; what is normalised already stays."""
+    """Shared spots and genes, normalised as the prediction, with all genes of the section; logarithms stay."""
     matrix = sparse.csr_matrix(counts.X)
-    values = matrix if _is_normalised(matrix) else log_normalise(matrix)
+    target_sum = told_sum(predicted.uns.get(keys.PROVENANCE, {}))
+    values = matrix if _is_normalised(matrix) else log_normalise(matrix, target_sum=target_sum)
     spots = counts.obs_names.isin(predicted.obs_names)
     genes = counts.var_names.isin(predicted.var_names)
     if not spots.any() or not genes.any():

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hescribe.io.expression import name_unit, told_sum
 from hescribe.report.contents import SETS, Content
 
-#: column of the per-gene table → heading and explanation
+#: column of the per-gene table → heading and explanation, {unit} in the place of what expression is
 COLUMNS = {
     "pcc": ("PCC", "Correlation of the predicted with the measured map"),
     "ceiling": ("Ceiling", "Correlation that a perfect prediction would reach against counts this noisy"),
     "expected_pcc": ("Expected PCC", "Correlation in training sections that were left out"),
-    "interval": ("± 90%", "Half-width of the 90% interval, log1p of counts per 10,000"),
-    "mean": ("Mean", "Mean over spots, log1p of counts per 10,000"),
+    "interval": ("± 90%", "Half-width of the 90% interval, {unit}"),
+    "mean": ("Mean", "Mean over spots, {unit}"),
     "variance": ("Variance", "Variance over spots"),
     "detected": ("Detected", "Share of spots with at least one count"),
 }
@@ -43,12 +44,13 @@ def gene_rows(contents: Sequence[Content]) -> dict[str, Any]:
         grouped = table.groupby(level=0, sort=False)
         marks = grouped[flags].max() if flags else pd.DataFrame(index=grouped.size().index)
         table = grouped[numeric].mean().join(marks) if numeric else marks
+    unit = " or ".join(dict.fromkeys(name_unit(told_sum(c.told)) for c in contents))
     by = next((c for c in ("pcc", "expected_pcc", "mean") if c in numeric), None)
     if by is not None:
         table = table.sort_values(by, ascending=False, kind="stable")
     return {
         "genes": [str(g) for g in table.index],
-        "columns": [_column(table, c) for c in numeric],
+        "columns": [_column(table, c, unit) for c in numeric],
         "sets": [
             {"title": SHORT[s], "rows": np.flatnonzero(mask).tolist()}
             for s in flags
@@ -57,11 +59,11 @@ def gene_rows(contents: Sequence[Content]) -> dict[str, Any]:
     }
 
 
-def _column(table: pd.DataFrame, name: str) -> dict[str, Any]:
+def _column(table: pd.DataFrame, name: str, unit: str) -> dict[str, Any]:
     title, hint = COLUMNS[name]
     values = table[name].to_numpy(dtype=np.float64)
     listed = [round(float(v), _DIGITS) if np.isfinite(v) else None for v in values]
-    return {"key": name, "title": title, "hint": hint, "values": listed}
+    return {"key": name, "title": title, "hint": hint.format(unit=unit), "values": listed}
 
 
 def provenance_rows(provenance: Mapping[str, Any], contents: Sequence[Content]) -> list[tuple[str, str]]:

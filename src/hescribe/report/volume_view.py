@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hescribe import keys
+from hescribe.io.expression import name_unit, told_sum
 from hescribe.plots.ground import pitch
 from hescribe.plots.maps import colour_range, gene_values
 from hescribe.plots.style import EXPRESSION_COLOURS
@@ -57,7 +58,7 @@ def view_data(stack: ad.AnnData, genes: Sequence[str], outlines: Mapping[str, Ri
         "extent_um": extent.round(2).tolist(),
         "pitch_um": round(pitch(first), 2),
         "stretch": float(max(1.0, _HEIGHT * extent[:2].max() / extent[2])),
-        "unit": "log1p of counts per 10,000",
+        "unit": name_unit(told_sum(stack.uns.get(keys.PROVENANCE, {}))),
         "colours": (
             np.asarray(mpl.colormaps[EXPRESSION_COLOURS](np.linspace(0, 1, _COLOURS), bytes=True))[:, :3]
         ).tolist(),

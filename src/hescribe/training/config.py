@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from hescribe.encoders import has_parts, train_only
 from hescribe.errors import HescribeWarning, InputError
-from hescribe.io.expression import TargetSum
+from hescribe.io.expression import USUAL_SUM
 from hescribe.methods import METHODS
-from hescribe.methods.base import Method, MethodConfig
+from hescribe.methods.base import Count, Method, MethodConfig
 
 
 class TrainConfig(BaseModel):
@@ -21,13 +23,15 @@ class TrainConfig(BaseModel):
     Settings of the method itself stand in ``options``, under the names of the method's own config.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str = "fusion"
     encoder: str = "resnet50"
     genes: str = Field("hvg:1000", description="hvg:N, all, or a file with one gene a line: the embedding's panel")
     min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")
-    target_sum: TargetSum = Field(1e4, description="counts per spot after scaling, or 'median'")
+    target_sum: Literal["median"] | Annotated[float, Field(ge=1, le=1e9)] = Field(
+        USUAL_SUM, description="counts per spot after scaling; median: each section's median library size"
+    )
     tile_um: float = Field(112.0, gt=0, le=10_000, description="side of a tile, µm")
     views: Literal[1, 4, 8] | None = Field(
         None, description="symmetries of a tile whose features are averaged; default: the method's"
@@ -38,23 +42,27 @@ class TrainConfig(BaseModel):
         description="parts of the encoder that fine-tuning trains, with commas, such as blocks.-1,norm; all; "
         "default: the method's where the encoder has them, else all",
     )
-    epochs: int | None = Field(None, ge=1, description="at most; default: the method's")
-    batch_size: int | None = Field(None, ge=2, description="of all processes together; default: the method's")
-    learning_rate: float | None = Field(None, gt=0, description="default: the method's")
+    epochs: Count | None = Field(None, description="at most; default: the method's")
+    batch_size: int | None = Field(
+        None, ge=2, le=1_000_000, description="of all processes together; default: the method's"
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1e30, description="default: the method's")
     inner_folds: int | None = Field(
-        None, ge=0, description="left-out folds for stopping and trust; default: 4 frozen, 1 fine-tuned"
+        None, ge=0, le=1000, description="left-out folds for stopping and trust; default: 4 frozen, 1 fine-tuned"
     )
     stain_jitter: float = Field(0.0, ge=0, le=1, description="strength of stain augmentation when fine-tuning")
     precision: Literal["fp32", "bf16"] = "fp32"
-    extraction_batch: int = Field(16, ge=1, description="tiles at once through the encoder")
+    extraction_batch: int = Field(16, ge=1, le=65_536, description="tiles at once through the encoder")
     device: str = "auto"
-    devices: int = Field(1, ge=1, description="processes on each node, one a GPU; a batch is dealt out to all")
-    nodes: int = Field(1, ge=1, description="machines, each started by torchrun or srun where there are several")
+    devices: int = Field(1, ge=1, le=1024, description="processes on each node, one a GPU; a batch is dealt out to all")
+    nodes: int = Field(
+        1, ge=1, le=65_536, description="machines, each started by torchrun or srun where there are several"
+    )
     strategy: Literal["auto", "ddp"] = Field(
         "auto",
         description="of several processes; ddp: no search for weights of the encoder that the loss does not reach",
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
 
     @property
@@ -78,6 +86,20 @@ class TrainConfig(BaseModel):
         if self.fine_tune and not method.can_fine_tune:
             raise InputError(f"method {self.method!r} works on frozen features", path="--fine-tune", fix="leave it out")
         return method
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Settings that this run has no use for, each with the reason."""
+        out: dict[str, str] = {}
+        if "optimisation" not in self.method_row().config.model_fields:
+            solved = f"{self.method} is solved, not trained step by step"
+            out |= dict.fromkeys(("epochs", "batch_size", "learning_rate", "strategy"), solved)
+        if not self.fine_tune:
+            frozen = "the encoder is trained with --fine-tune only"
+            out |= dict.fromkeys(("trainable", "stain_jitter"), frozen)
+        if self.devices * self.nodes == 1:
+            out.setdefault("strategy", "it is of several processes (--devices, --nodes)")
+        return out
 
     def freeze(self, encoder: nn.Module) -> list[nn.Module]:
         """Leave only what this run trains of an encoder trainable; returns what stays frozen.
@@ -133,7 +155,37 @@ def validated(kind: type[BaseModel], values: dict[str, Any], where: str) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "?"
-        known = f"known: {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise InputError(f"{name}: {first['msg']}", path=where, fix=known) from error
+        name, told, known = _problem(error, values, tuple(kind.model_fields))
+        raise InputError(f"{name}: {told}" if name else told, path=where, fix=known) from error
+
+
+def _problem(error: ValidationError, values: dict[str, Any], settings: tuple[str, ...]) -> tuple[str, str, str]:
+    """The setting as a user writes it, what is wrong with it, and what there is instead of one that is unknown."""
+    found = error.errors(include_url=False, include_context=False)
+    places = [_place(one, values) for one in found]
+    place = max(places, key=len)  # of several kinds that a setting may be of, the one that was meant
+    reports = [one for one, other in zip(found, places, strict=True) if other == place]
+    name, first = ".".join(place), reports[0]
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        group: Any = values
+        for part in place[:-1]:
+            group = group[part]
+        there = settings if len(place) == 1 else tuple(k for k in group if k != place[-1])
+        return name, "there is no such setting", f"known: {', '.join(there)}" if there else ""
+    wanted = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in reports))
+    if first["msg"].startswith("Input should be "):
+        for long, short in (("greater than or equal to", "at least"), ("less than or equal to", "at most")):
+            wanted = wanted.replace(long, short)
+        wanted = f"should be {wanted}, not {reprlib.repr(first['input'])}"
+    return name, wanted.removeprefix("Value error, "), ""
+
+
+def _place(error: Mapping[str, Any], values: Any) -> tuple[str, ...]:
+    """Names of groups and setting; pydantic's own also have the kinds that it tried."""
+    parts, place = [], error["loc"]
+    for part in place:
+        inside = isinstance(values, Mapping) and part in values
+        if inside or (isinstance(values, list | tuple) and isinstance(part, int)):
+            values = values[part]
+            parts.append(str(part))
+    return (*parts, str(place[-1])) if error["type"] == "missing" else tuple(parts)

@@ -317,6 +317,7 @@ class Fitter:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")
         if processes.is_first():
             best = _restore_best(module, keeper, most if not len(held_out) else None)
+            module.check_weights()
             _mark_done(folder, model, _read_history(folder / "csv" / "metrics.csv"), best)
 
     def _images(self) -> list[npt.NDArray[np.generic]]:

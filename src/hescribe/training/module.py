@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hescribe.errors import DivergedError
 from hescribe.methods.base import Batch, JointModel, Optimisation, RegressionModel
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
 
@@ -89,6 +90,27 @@ class Training(L.LightningModule):
         """Move the running mean of the weights."""
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse to go on once a loss is no finite number: it never becomes one again."""
+        told = self.trainer.callback_metrics
+        if not all(torch.isfinite(told[name]) for name in ("train_loss", "validation_loss") if name in told):
+            self._refuse(f"the loss is no finite number in epoch {self.current_epoch + 1}")
+
+    def check_weights(self) -> None:
+        """Refuse weights that the very last step made infinite.
+
+        Raises
+        ------
+        DivergedError
+            There are such.
+        """
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            self._refuse("the last step has made weights that are no finite numbers")
+
+    def _refuse(self, what: str) -> NoReturn:
+        rate = self._optimisation.learning_rate
+        raise DivergedError(what, path="--learning-rate", fix=f"take a lower one than {rate:g}")
 
     def keep_average(self) -> None:
         """Give the model the averaged weights, where there are such."""

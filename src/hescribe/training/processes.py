@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from hescribe.errors import HescribeError, HescribeWarning, InputError
+from hescribe.errors import DivergedError, HescribeError, HescribeWarning, InputError
 
 if TYPE_CHECKING:
     from hescribe.training.config import TrainConfig
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+_FEW = 4  #: processes that may share a single processor, to try things out
 # The first process may be busy for hours while the others wait; a process that dies is noticed otherwise
 _PATIENCE = datetime.timedelta(days=7)
 
@@ -120,6 +121,9 @@ def check_devices(config: TrainConfig, device: str) -> None:
     if device == "cuda" and torch.cuda.device_count() < config.devices:
         there = torch.cuda.device_count()
         raise InputError(f"{config.devices} wanted, {there} GPUs are there", path="--devices", fix="take fewer")
+    cores = os.cpu_count() or 1
+    if device == "cpu" and config.devices > max(_FEW, cores):
+        raise InputError(f"{config.devices} wanted, {cores} processors are there", path="--devices", fix="take fewer")
 
 
 def start(function: Callable[..., object], arguments: tuple[Any, ...], *, count: int, device: str) -> None:
@@ -141,8 +145,8 @@ def start(function: Callable[..., object], arguments: tuple[Any, ...], *, count:
         mp.spawn(_run, args=(function, arguments, _Start(count, store.port, device, level), errors), nprocs=count)
     except (mp.ProcessRaisedException, mp.ProcessExitedException) as failure:
         if not errors.empty():
-            of_input, message = errors.get()
-            raise (InputError if of_input else HescribeError)(message) from None
+            kind, message = errors.get()
+            raise kind(message) from None
         if isinstance(failure, mp.ProcessExitedException):
             raise HescribeError(f"{failure}; run the same command again to continue") from failure
         raise
@@ -174,7 +178,8 @@ def _run(rank: int, function: Callable[..., object], arguments: tuple[Any, ...],
         _join(how.device, {"store": store, "rank": rank, "world_size": how.world})
         function(*arguments)
     except HescribeError as error:
-        errors.put((isinstance(error, InputError), str(error)))
+        kinds = (DivergedError, InputError, HescribeError)  # all made of one text
+        errors.put((next(k for k in kinds if isinstance(error, k)), str(error)))
         sys.exit(2)
 
 

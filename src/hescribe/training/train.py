@@ -18,7 +18,7 @@ import torch
 
 from hescribe import keys
 from hescribe.encoders import load_encoder, mean_of_tokens, resolve_device
-from hescribe.errors import InputError
+from hescribe.errors import DivergedError, InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.refine import wanted_refinement
@@ -63,6 +63,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     ------
     InputError
         Wrong settings or sections.
+    DivergedError
+        The loss is no finite number; nothing is left behind.
     """
     config.method_config()  # refused before anything is started
     output, device = Path(output), resolve_device(config.device)
@@ -75,6 +77,9 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         else:
             processes.join(config, device)
             _train_here(sections, config, output, device)
+    except DivergedError:
+        shutil.rmtree(_run_folder(output), ignore_errors=True)  # nobody would go on from there
+        raise
     except InputError:
         _forget(_run_folder(output))
         raise

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import read_options, write_resolved
+from hescribe.cli.config import check_idle, read_options, write_resolved
 from hescribe.errors import InputError
 
 Slides = Annotated[
@@ -53,6 +53,18 @@ Scratch = Annotated[
     Path | None, typer.Option(help="--cluster: where workers copy slides that are URLs; default: the temporary folder.")
 ]
 
+_OF_SLIDES = ("stride_um", "mpp", "precision", "engine", "dtype", "patient", "keep_going", "cluster")
+_OF_COHORTS = ("workers", "retries", "scratch")
+
+
+def _idle(*, sections: bool, cluster: bool) -> dict[str, str]:
+    """Options that a run has no use for, each with the reason."""
+    if sections:
+        out = dict.fromkeys((*_OF_SLIDES, *_OF_COHORTS), "it is of whole slides, and --sections predicts at spots")
+        return out | {"mpp": "the manifest says it (column mpp)", "patient": "the manifest says it (column patient_id)"}
+    out = dict.fromkeys(("only", "without"), "it chooses rows of --sections")
+    return out if cluster else out | dict.fromkeys(_OF_COHORTS, "it is of --cluster")
+
 
 def predict(
     context: typer.Context,
@@ -87,6 +99,7 @@ def predict(
     """
     if bool(slides) == (sections is not None):
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
+    check_idle(context, _idle(sections=sections is not None, cluster=cluster is not None))
     common = {"min_pcc": min_pcc, "overwrite": overwrite}
     grid = {
         "stride_um": stride_um,

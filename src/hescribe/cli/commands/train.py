@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import parse_settings, write_resolved
+from hescribe.cli.config import check_idle, parse_settings, write_resolved
 
 
 def train(
@@ -19,6 +19,12 @@ def train(
         str, typer.Option(help="stain, resnet50, uni …, timm:NAME or timm:NAME@FILE.safetensors.")
     ] = "resnet50",
     genes: Annotated[str, typer.Option(help="Panel of the embedding: hvg:N, all, or a file of genes.")] = "hvg:1000",
+    min_detected: Annotated[
+        float, typer.Option(help="Share of the training spots in which a gene must be seen to be predicted, 0 to 1.")
+    ] = 0.03,
+    target_sum: Annotated[
+        str, typer.Option(help="Counts per spot before the logarithm; median: each section's median library size.")
+    ] = "10000",
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
     epochs: Annotated[int | None, typer.Option(help="At most; default: the method's.")] = None,
     batch_size: Annotated[
@@ -63,6 +69,7 @@ def train(
     names = TrainConfig.model_fields.keys()
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
     settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
+    check_idle(context, settings.idle)
     chosen = o.choose_sections(sections, only=only, without=without)
     bundle = train_bundle(chosen, settings, output=output)
     if not is_first():

@@ -15,7 +15,7 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.downstream.volume.placement import Placement
 from hescribe.errors import HescribeWarning, InputError
-from hescribe.io.expression import log_normalise
+from hescribe.io.expression import USUAL_SUM, TargetSum, log_normalise, name_unit, told_sum
 from hescribe.types import Microns, Mpp
 
 SPATIAL_3D = "spatial_3d"  #: obsm of a stack: (n, 3) x, y, z in µm
@@ -81,13 +81,13 @@ def stack_sections(
     Returns
     -------
     AnnData
-        ``X`` log1p of counts per 10,000; ``obs["section_id"]``; ``obsm["spatial_3d"]`` x, y, z in µm, and
+        ``X`` log1p of counts per 10,000, or on the predictions' own scale; ``obs["section_id"]``; ``obsm["spatial_3d"]`` x, y, z in µm, and
         ``obsm["spatial"]`` the first two of them, for scanpy's and our own plots.
 
     Raises
     ------
     InputError
-        A section is missing, without positions, or the sections share no gene.
+        A section is missing, without positions, the sections share no gene, or predictions differ in scale.
     """
     parts, places = [], []
     for placement, z in zip(placements, np.asarray(z_um, dtype=np.float64), strict=True):
@@ -96,7 +96,8 @@ def stack_sections(
         places.append(np.column_stack([common, np.full(len(common), z)]))
         parts.append(table)
     genes = shared_genes({p.name: t for p, t in zip(placements, parts, strict=True)})
-    blocks = [_expression(t, genes) for t in parts]
+    target_sum = _common_sum(parts)
+    blocks = [_expression(t, genes, target_sum) for t in parts]
     names = np.repeat([p.name for p in placements], [t.n_obs for t in parts])
     spots = [f"{p.name}_{spot}" for p, t in zip(placements, parts, strict=True) for spot in t.obs_names]
     every_sparse = all(sparse.issparse(b) for b in blocks)
@@ -106,7 +107,8 @@ def stack_sections(
     out.obsm[SPATIAL_3D] = np.concatenate(places)
     out.obsm[keys.SPATIAL] = out.obsm[SPATIAL_3D][:, :2].copy()
     # Positions are in µm, so one of their units is 1 µm
-    out.uns[keys.PROVENANCE] = {"mpp": 1.0, "unit": "log1p of counts per 10,000", "positions": "µm, common coordinates"}
+    scale = {"unit": name_unit(target_sum), "target_sum": target_sum}
+    out.uns[keys.PROVENANCE] = {"mpp": 1.0, **scale, "positions": "µm, common coordinates"}
     return out
 
 
@@ -135,6 +137,15 @@ def is_predicted(table: ad.AnnData) -> bool:
     return "unit" in table.uns.get(keys.PROVENANCE, {})
 
 
+def _common_sum(tables: Sequence[ad.AnnData]) -> TargetSum:
+    """The scale of the predictions among the tables, to which counts are brought."""
+    told = {told_sum(t.uns[keys.PROVENANCE]) for t in tables if is_predicted(t)}
+    if len(told) > 1:
+        units = " and ".join(sorted(name_unit(t) for t in told))
+        raise InputError(f"the predictions differ in scale ({units})", fix="predict all sections by one bundle")
+    return told.pop() if told else USUAL_SUM
+
+
 def _table_of(tables: Mapping[str, ad.AnnData], name: str) -> ad.AnnData:
     if name not in tables:
         raise InputError(f"no expression of section {name!r} (there is {', '.join(tables) or 'none'})")
@@ -144,13 +155,15 @@ def _table_of(tables: Mapping[str, ad.AnnData], name: str) -> ad.AnnData:
     return table
 
 
-def _expression(table: ad.AnnData, genes: Sequence[str]) -> npt.NDArray[np.float32] | sparse.csr_matrix:
+def _expression(
+    table: ad.AnnData, genes: Sequence[str], target_sum: TargetSum
+) -> npt.NDArray[np.float32] | sparse.csr_matrix:
     """(n, genes), normalised over *all* genes of the section where it holds counts."""
     columns = table.var_names.get_indexer(pd.Index(genes))
     if is_predicted(table):
         matrix = table.X[:, columns]
         return matrix.tocsr() if sparse.issparse(matrix) else np.asarray(matrix, dtype=np.float32)
-    return log_normalise(table.X)[:, columns]
+    return log_normalise(table.X, target_sum=target_sum)[:, columns]
 
 
 def _dense(matrix: Any) -> npt.NDArray[np.float32]:

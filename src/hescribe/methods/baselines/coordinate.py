@@ -7,7 +7,7 @@ correlation is layout alone.
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
@@ -20,6 +20,20 @@ class CoordinateConfig(MethodConfig):
 
     context: Context = Field(Context(position=True), description="the position is all that is used")
     retrieval: Retrieval = Retrieval(k=10, key="image", similarity="euclidean")
+
+    @field_validator("context")
+    @classmethod
+    def _the_position_is_described(cls, value: Context) -> Context:
+        if not value.position:
+            raise ValueError("coordinate-knn knows nothing but the position: leave context.position on")
+        return value
+
+    @field_validator("retrieval")
+    @classmethod
+    def _keys_are_positions(cls, value: Retrieval) -> Retrieval:
+        if value.key != "image":
+            raise ValueError(f"coordinate-knn has no key {value.key!r}: leave retrieval.key at 'image'")
+        return value
 
 
 class CoordinateKnn(JointModel):

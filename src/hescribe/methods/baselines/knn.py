@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
@@ -15,6 +16,13 @@ class KnnConfig(MethodConfig):
     """Settings of the control."""
 
     retrieval: Retrieval = Retrieval(key="image")
+
+    @field_validator("retrieval")
+    @classmethod
+    def _keys_are_images(cls, value: Retrieval) -> Retrieval:
+        if value.key != "image":
+            raise ValueError(f"knn has no key {value.key!r}: leave retrieval.key at 'image'")
+        return value
 
 
 class Knn(JointModel):

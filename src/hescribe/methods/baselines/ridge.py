@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor, nn
 
-from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
+from hescribe.methods.base import Count, Method, MethodConfig, Origin, Penalty, RegressionModel, Shapes
 from hescribe.types import Features, SparseExpression
 
 _PENALTIES = tuple(float(p) for p in np.logspace(-5, 1, 13))  #: as shares of the largest component's sum of squares
@@ -25,8 +25,8 @@ _PENALTIES = tuple(float(p) for p in np.logspace(-5, 1, 13))  #: as shares of th
 class RidgeConfig(MethodConfig):
     """Settings of the ridge."""
 
-    components: int = Field(256, ge=1, description="principal components of the features")
-    penalty: Literal["auto", "hest"] | float = Field(
+    components: Count = Field(256, description="principal components of the features")
+    penalty: Literal["auto", "hest"] | Penalty = Field(
         "auto",
         description="as a share of the largest component's sum of squares; auto: by leaving groups out; "
         "hest: 100 / (components × genes), as HEST-Benchmark",
@@ -37,7 +37,7 @@ class RidgeConfig(MethodConfig):
 class HestRidgeConfig(RidgeConfig):
     """The recipe of HEST-Benchmark to the letter."""
 
-    penalty: Literal["auto", "hest"] | float = "hest"
+    penalty: Literal["auto", "hest"] | Penalty = "hest"
     intercept: bool = False
 
 

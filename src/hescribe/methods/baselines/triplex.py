@@ -6,14 +6,14 @@ Chung et al., "Accurate Spatial Gene Expression Prediction by integrating Multi-
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, Method, MethodConfig, Optimisation, RegressionModel, Shapes
+from hescribe.methods.base import Batch, Depth, Method, MethodConfig, Optimisation, RegressionModel, Shapes, Width
 from hescribe.methods.layers import Standardise
 from hescribe.types import Context
 
@@ -25,18 +25,24 @@ class TriplexConfig(MethodConfig):
     """Settings of TRIPLEX."""
 
     neighbours: Literal[3, 5, 7] = Field(5, description="side of the square of tiles around a spot, itself among them")
-    raster: int = Field(5, ge=1, description="side of the raster of section tokens")
-    dim: int = Field(256, ge=8, description="length of a token; a multiple of the heads")
-    heads: int = Field(8, ge=1)
-    neighbour_depth: int = Field(2, ge=1)
-    section_depth: int = Field(2, ge=2, description="one layer before the positions are encoded, the others after")
-    fusion_depth: int = Field(2, ge=1)
-    mlp_ratio: int = Field(2, ge=1)
+    raster: int = Field(5, ge=1, le=32, description="side of the raster of section tokens")
+    dim: Width = Field(256, description="length of a token; a multiple of the heads")
+    heads: Depth = 8
+    neighbour_depth: Depth = 2
+    section_depth: Depth = Field(2, ge=2, description="one layer before the positions are encoded, the others after")
+    fusion_depth: Depth = 2
+    mlp_ratio: Depth = 2
     dropout: float = Field(0.1, ge=0, lt=1)
     alpha: float = Field(0.3, ge=0, le=1, description="share of the fused prediction in what a branch learns from")
     optimisation: Optimisation = Optimisation(
         epochs=100, batch_size=128, learning_rate=1e-4, final_learning_rate=7e-5, weight_decay=0.0, patience=10
     )
+
+    @model_validator(mode="after")
+    def _heads_share_a_token(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads = {self.heads} cannot share dim = {self.dim}: dim is a multiple of heads")
+        return self
 
     @property
     def context(self) -> Context:

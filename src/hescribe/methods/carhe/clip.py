@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Optimisation, Retrieval, Shapes
+from hescribe.methods.base import (
+    Batch,
+    JointModel,
+    Method,
+    MethodConfig,
+    Optimisation,
+    Retrieval,
+    Shapes,
+    Temperature,
+)
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import contrastive_loss
 
@@ -26,9 +35,9 @@ class CarheClipConfig(MethodConfig):
     """Settings of carhe-clip; the defaults are those of the code."""
 
     dropout: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(1.0, gt=0, description="where τ starts; it is learned, and never below 0.01")
+    temperature: Temperature = Field(1.0, description="where τ starts; it is learned, and never below 0.01")
     off_diagonal: float = Field(
-        1.1, gt=0, description="similarities of different spots are divided by this in the targets"
+        1.1, ge=0.1, le=100, description="similarities of different spots are divided by this in the targets"
     )
     gene_embedding: Literal["auto", "learned", "scgpt"] = Field(
         "auto", description="of transcriptomes; auto: scGPT's where every section has obsm['X_scGPT'], else the panel"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hescribe.methods.base import (
     Batch,
+    Count,
     JointModel,
     Method,
     MethodConfig,
@@ -29,7 +30,9 @@ from hescribe.methods.base import (
     Refinement,
     Retrieval,
     Shapes,
+    Temperature,
     Unpaired,
+    Width,
 )
 from hescribe.methods.carhe.prototypes import cluster, principal_axes, project_unpaired
 from hescribe.methods.layers import ProjectionHead
@@ -40,12 +43,12 @@ from hescribe.types import Features, SparseExpression
 class CarheConfig(MethodConfig):
     """Settings of CarHE; where the paper is silent, ours."""
 
-    prototypes: int = Field(100, ge=2, description="clusters of transcriptomes; fewer on few spots")
-    components: int = Field(50, ge=1, description="length of a transcriptome's embedding")
-    dim: int = Field(256, ge=2, description="length of the joint embedding")
+    prototypes: int = Field(100, ge=2, le=100_000, description="clusters of transcriptomes; fewer on few spots")
+    components: Count = Field(50, description="length of a transcriptome's embedding")
+    dim: Width = Field(256, description="length of the joint embedding")
     dropout: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(
-        0.1, gt=0, description="τ of the alignment; that of the prediction is retrieval.temperature"
+    temperature: Temperature = Field(
+        0.1, description="τ of the alignment; that of the prediction is retrieval.temperature"
     )
     alpha: float = Field(0.0, ge=0, lt=1, description="target of a pair that does not belong together, before scaling")
     same_cluster: float = Field(1.0, ge=0, le=1, description="target of a pair of one cluster")

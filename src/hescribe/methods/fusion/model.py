@@ -30,10 +30,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hescribe.methods.base import Method, MethodConfig, Origin, RegressionModel, Shapes
+from hescribe.methods.base import Count, Method, MethodConfig, Origin, RegressionModel, Shapes
 from hescribe.methods.baselines.ridge import principal_axes
 from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion.programs import (
+    MOST_PROGRAMS,
     Array,
     Choice,
     Mask,
@@ -59,15 +60,18 @@ class FusionConfig(MethodConfig):
     context: Context = Field(
         Context((1.0, 2.0), (200.0, 400.0), centred=True), description="what of a tile is described"
     )
-    components: int = Field(256, ge=1, description="principal components of the description")
-    programs: int = Field(100, ge=1, description="programs that retrieval returns")
-    neighbours: int = Field(50, ge=1, description="spots that retrieval averages over")
+    components: Count = Field(256, description="principal components of the description")
+    programs: int = Field(100, ge=1, le=MOST_PROGRAMS, description="programs that retrieval returns")
+    neighbours: Count = Field(50, description="spots that retrieval averages over")
     retrieval: bool = Field(default=True, description="the second path, for patients of the training sections")
     own: bool = Field(default=True, description="a known patient's own sections alone, where that is better for him")
     known: Literal["auto"] | Strength = Field("auto", description="for a patient of the training sections")
     new: Literal["auto"] | Strength = Field("auto", description="for a new patient; auto: by leaving patients out")
     shallow: int = Field(
-        1000, ge=0, description="counts a spot that deeper sections are also seen with, for a new patient; 0: none"
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="counts a spot that deeper sections are also seen with, for a new patient; 0: none",
     )
     one_patient: Strength = Field(
         Strength(programs=5, penalty=0.1), description="for a new patient where only one could be learned from"

@@ -10,7 +10,7 @@ from pydantic import Field
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
 
-from hescribe.methods.base import MethodConfig, Origin
+from hescribe.methods.base import MethodConfig, Origin, Penalty
 from hescribe.methods.baselines.ridge import mean_pcc
 from hescribe.types import SparseExpression
 
@@ -20,6 +20,7 @@ Mask = npt.NDArray[np.bool_]
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  #: as shares of the largest component's sum of squares
 COUNTS = (2, 3, 5, 10, 20)  #: programs
 MOST_FOLDS = 5
+MOST_PROGRAMS = 10_000  #: each is as long as the transcriptome
 _VOTERS = (50, 50, 1000)  #: genes of highest mean, highest variance, and most variable ones that choose the settings
 _DENSE = 64  #: spots or genes up to which the SVD is a dense one; an iteration wants far more rows than programs
 
@@ -27,8 +28,8 @@ _DENSE = 64  #: spots or genes up to which the SVD is a dense one; an iteration 
 class Strength(MethodConfig):
     """How bold a map is."""
 
-    programs: int = Field(ge=1, description="expression programs it predicts")
-    penalty: float = Field(gt=0, description="as a share of the largest component's sum of squares")
+    programs: int = Field(ge=1, le=MOST_PROGRAMS, description="expression programs it predicts")
+    penalty: Penalty = Field(description="as a share of the largest component's sum of squares")
 
 
 class Choice(NamedTuple):

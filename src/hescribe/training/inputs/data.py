@@ -77,8 +77,11 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     Raises
     ------
     InputError
-        No paired section, too few spots, or no shared gene.
+        No paired section, one that is given twice, too few spots, or no shared gene.
     """
+    ids = [s.section_id for s in sections]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):  # left out, it would still be learned from
+        raise InputError(f"section {', '.join(map(repr, twice))} is given twice")
     paired = tuple(s for s in sections if s.image is not None and s.has_expression)
     if not paired:
         raise InputError("no section has both an image and expression", fix="training needs at least one such row")

@@ -67,7 +67,7 @@ def choose_panel(
         return supported.copy()
     if spec.startswith("hvg:"):
         count = spec.removeprefix("hvg:")
-        if not count.isdigit() or int(count) < 1:
+        if not count.isdecimal() or int(count) < 1:
             raise InputError(f"{spec!r} is no gene panel", path="--genes", fix="for example hvg:1000")
         return _variable_union(expression, sections, genes, int(count))
     return _from_file(Path(spec), genes)
@@ -95,7 +95,8 @@ def _from_file(path: Path, genes: pd.Index) -> npt.NDArray[np.bool_]:
     if not path.is_file():
         raise InputError(f"{str(path)!r} is neither 'hvg:N', 'all' nor a file", path="--genes")
     try:
-        wanted = {line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")}
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        wanted = {line for line in lines if line and not line.startswith("#")}
     except UnicodeDecodeError as error:
         raise InputError("not a text file with one gene a line", path=path) from error
     chosen = np.asarray(genes.isin(list(wanted)), dtype=bool)
