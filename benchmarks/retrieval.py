@@ -22,15 +22,15 @@ from hescribe.methods.base import Retrieval
 from hescribe.reference import Reference, weigh
 from hescribe.reference.neighbours import BUDGET_BYTES, block_sizes
 
-DIM, GENES, K, PER_SPOT = 256, 10_000, 50, 300
+DIM, GENES, K = 256, 10_000, 50
 
 
-def make(path: Path, spots: int) -> None:
-    """Random embeddings, and expression with a few hundred genes a spot."""
+def make(path: Path, spots: int, per_spot: int) -> None:
+    """Random embeddings, and expression with so many genes a spot."""
     rng = np.random.default_rng(0)
-    indices = np.sort(rng.integers(0, GENES, (spots, PER_SPOT), dtype=np.int32), axis=1).ravel()
-    data = rng.random(spots * PER_SPOT, dtype=np.float32)
-    expression = sparse.csr_matrix((data, indices, np.arange(0, spots * PER_SPOT + 1, PER_SPOT)), shape=(spots, GENES))
+    indices = np.sort(rng.integers(0, GENES, (spots, per_spot), dtype=np.int32), axis=1).ravel()
+    data = rng.random(spots * per_spot, dtype=np.float32)
+    expression = sparse.csr_matrix((data, indices, np.arange(0, spots * per_spot + 1, per_spot)), shape=(spots, GENES))
     obs = pd.DataFrame(index=pd.RangeIndex(spots).astype(str))
     embedding = rng.standard_normal((spots, DIM), dtype=np.float32)
     Reference(embedding, expression, tuple(f"G{i}" for i in range(GENES)), obs).save(path)
@@ -56,14 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spots", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=4096)
+    parser.add_argument("--per-spot", type=int, default=300, help="genes seen in a spot")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("results/retrieval"))
     args = parser.parse_args()
-    path = args.output / f"{args.spots}.zarr"
+    path = args.output / f"{args.spots}-{args.per_spot}.zarr"
     if not path.exists():
-        make(path, args.spots)
-    reference = Reference.load(path, identity=f"benchmark-{args.spots}")
+        make(path, args.spots, args.per_spot)
+    reference = Reference.load(path, identity=f"benchmark-{args.spots}-{args.per_spot}")
     queries = np.random.default_rng(1).standard_normal((args.queries, DIM), dtype=np.float32)
     normalised = [
         torch.nn.functional.normalize(torch.tensor(np.array(v)), dim=1).to(args.device)
