@@ -46,6 +46,9 @@ EMBEDDING = "embedding"  #: obsm: key embeddings
 # a table inside a SpatialData or WSIData store
 TILES_TABLE = "hescribe_tiles"
 
+# columns of a table of published figures, as recipes give it and a benchmark takes it
+PUBLISHED = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
+
 # files of a bundle
 BUNDLE_CONFIG = "config.json"
 BUNDLE_WEIGHTS = "weights.safetensors"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import PROTOCOLS
-
-COLUMNS = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
 
 
 def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -37,9 +36,9 @@ def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> t
     """
     if published is None or published.empty:
         return pd.DataFrame(), pd.DataFrame()
-    if missing := [c for c in COLUMNS if c not in published]:
+    if missing := [c for c in keys.PUBLISHED if c not in published]:
         raise InputError(f"published figures lack the column {', '.join(missing)}")
-    told = published[list(COLUMNS)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
+    told = published[list(keys.PUBLISHED)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
     same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods)
     other = told[~same].drop(columns="comparable").copy()
     other["differs"] = other["differs"].fillna("").astype(str).str.strip()
