@@ -54,7 +54,7 @@ class TrainConfig(BaseModel):
         "auto",
         description="of several processes; ddp: no search for weights of the encoder that the loss does not reach",
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the method")
 
     @property
