@@ -19,11 +19,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hescribe.evaluation import markdown, section_table, select_sections, write_table
+from hescribe.evaluation import (
+    markdown,
+    mean_over_seeds,
+    method_table,
+    section_table,
+    select_sections,
+    write_table,
+)
+from hescribe.evaluation.scores import SETS as ALL_SETS
 from hescribe.evaluation.scores import SectionScores
 from hescribe.evaluation.tables import bootstrap_mean
 from hescribe.inference.evaluate import evaluate
@@ -221,62 +230,84 @@ def _resamples(score: SectionScores) -> dict[str, list[float]]:
     return {name: np.round(score.resamples[name], 4).tolist() for name in SETS}
 
 
+Draws = dict[tuple[str, str], list[SectionScores]]  #: protocol, method → each section's mean over seeds
+
+
 def summarise(folder: Path) -> None:
     """Tables over everything that has been run so far."""
-    rows, draws = [], {}
+    rows: list[dict[str, object]] = []
+    of_seeds: dict[tuple[str, str], dict[str, list[SectionScores]]] = {}
     for path in sorted((folder / "runs").glob("*.json")):
         facts = json.loads(path.read_text())
         rows += facts["table"]
-        ids = list(dict.fromkeys(row["section_id"] for row in facts["table"]))
-        for section, resamples in zip(ids, facts["resamples"], strict=True):
-            first = next(row for row in facts["table"] if row["section_id"] == section)
-            for name, values in resamples.items():
-                key = (first["protocol"], first["method"], name, section)
-                draws.setdefault(key, []).append(values)
+        for score in scores_of(facts):
+            sections = of_seeds.setdefault((facts["table"][0]["protocol"], score.method), {})
+            sections.setdefault(score.section_id, []).append(score)
+    scores = {key: [mean_over_seeds(s) for s in sections.values()] for key, sections in of_seeds.items()}
     runs = pd.DataFrame(rows)
     write_table(runs, folder / "runs.csv")
-    write_table(means(runs, draws), folder / "table.csv")
-    wide = means(runs, draws)
+    wide = means(runs, scores)
+    write_table(wide, folder / "table.csv")
     wide["figure"] = wide.apply(lambda r: f"{r['pcc']:.3f} [{r['low']:.2f}, {r['high']:.2f}]", axis=1)
     table = wide.pivot_table(
         index=["protocol", "method", "seeds", "minutes"], columns="set", values="figure", aggfunc="first"
     )[list(SETS)]
     (folder / "table.md").write_text(markdown(table.reset_index(), digits=1))
-    (folder / "behind_fusion.md").write_text(markdown(behind(FIRST, draws), digits=3))
+    (folder / "behind_fusion.md").write_text(markdown(behind(FIRST, scores), digits=3))
 
 
-def means(runs: pd.DataFrame, draws: dict[tuple[str, ...], list[list[float]]]) -> pd.DataFrame:
+def scores_of(facts: dict[str, Any]) -> list[SectionScores]:
+    """As much of a run's scores as its record holds: no genes."""
+    sections = pd.DataFrame(facts["table"]).groupby("section_id", sort=False)
+    return [
+        SectionScores(
+            section_id=str(section),
+            # A resample draws sections, not patients: a protocol's test sections are of one patient
+            patient_id="",
+            method=part["method"].iloc[0],
+            same_patient=bool(part["same_patient"].iloc[0]),
+            per_gene=pd.DataFrame(columns=list(ALL_SETS)),
+            summary=part.set_index("set").select_dtypes("number").reindex(ALL_SETS),
+            resamples={name: np.asarray(resamples.get(name, [np.nan] * len(resamples["all"]))) for name in ALL_SETS},
+            n_spots=0,
+            n_unmatched=0,
+        )
+        for (section, part), resamples in zip(sections, facts["resamples"], strict=True)
+    ]
+
+
+def means(runs: pd.DataFrame, scores: Draws) -> pd.DataFrame:
     """A row for each protocol, method and gene set."""
     out = []
-    for (protocol, method, name), part in runs.groupby(["protocol", "method", "set"], sort=False):
-        sections = sorted(part["section_id"].unique())
-        by_seed = part.groupby("seed")["pcc"].mean()
-        stacked = np.stack([np.mean(draws[protocol, method, name, s], axis=0) for s in sections])
-        low, high = percentile_interval(bootstrap_mean(stacked, sections, n_resamples=1000, seed=0))
-        figures = part[["pcc", "ceiling", "coverage", "expected_pcc_spearman"]].astype(float).mean()
-        out.append(
-            {"protocol": protocol, "method": method, "set": name, "sections": len(sections), "seeds": len(by_seed)}
-            | figures.to_dict()
-            | {"low": low, "high": high, "seed_spread": by_seed.max() - by_seed.min()}
-            | {"minutes": part["seconds"].max() / 60}
-        )
+    for (protocol, method), own in scores.items():
+        part = runs[(runs["protocol"] == protocol) & (runs["method"] == method)]
+        by_seed = part.groupby(["set", "seed"])["pcc"].mean()
+        for _, row in method_table(sorted(own, key=lambda s: s.section_id)).iterrows():
+            seeds = by_seed[row["set"]]
+            out.append(
+                {"protocol": protocol, "method": method, "set": row["set"], "sections": row["n_sections"]}
+                | {"seeds": len(seeds)}
+                | {name: row[name] for name in ("pcc", "ceiling", "coverage", "expected_pcc_spearman")}
+                | {"low": row["pcc_low"], "high": row["pcc_high"], "seed_spread": seeds.max() - seeds.min()}
+                | {"minutes": part["seconds"].max() / 60}
+            )
     return pd.DataFrame(out)
 
 
-def behind(first: str, draws: dict[tuple[str, ...], list[list[float]]]) -> pd.DataFrame:
+def behind(first: str, scores: Draws) -> pd.DataFrame:
     """How far each method is behind one of them: paired by section and resample of its blocks of tissue."""
     out = []
-    for protocol, method, name in dict.fromkeys(key[:3] for key in draws):
-        sections = [k[3] for k in draws if k[:3] == (protocol, method, name) and (protocol, first, name, k[3]) in draws]
-        if method == first or not sections:
+    for (protocol, method), own in scores.items():
+        ahead = {s.section_id: s for s in scores.get((protocol, first), ())}
+        pairs = [(ahead[s.section_id], s) for s in own if s.section_id in ahead]
+        if method == first or not pairs:
             continue
-        paired = [
-            np.mean(draws[protocol, first, name, s], axis=0) - np.mean(draws[protocol, method, name, s], axis=0)
-            for s in sections
-        ]
-        low, high = percentile_interval(bootstrap_mean(np.stack(paired), sections, n_resamples=1000, seed=0))
-        row = {"protocol": protocol, "method": method, "set": name, "sections": len(sections)}
-        out.append(row | {"difference": float(np.mean(paired)), "low": low, "high": high})
+        for name in SETS:
+            paired = np.stack([a.resamples[name] - b.resamples[name] for a, b in pairs])
+            sections = [b.section_id for _, b in pairs]
+            low, high = percentile_interval(bootstrap_mean(paired, sections, n_resamples=1000, seed=0))
+            row = {"protocol": protocol, "method": method, "set": name, "sections": len(pairs)}
+            out.append(row | {"difference": float(np.mean(paired)), "low": low, "high": high})
     return pd.DataFrame(out)
 
 

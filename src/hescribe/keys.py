@@ -49,6 +49,9 @@ TILES_SHAPES = "hescribe_squares"  #: the tiles' outlines
 TILE_REGION = "library_id"  #: obs: which shapes a row belongs to
 TILE_ID = "tile_id"  #: obs and shapes: which of them
 
+# columns of a table of published figures, as recipes give it and a benchmark takes it
+PUBLISHED = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
+
 # files of a bundle
 BUNDLE_CONFIG = "config.json"
 BUNDLE_WEIGHTS = "weights.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from hescribe.datasets.synthetic import make_synthetic
@@ -20,7 +22,7 @@ from hescribe.encoders import load_encoder
 from hescribe.errors import InputError, LeakageError, OutputError
 from hescribe.evaluation import score_section
 from hescribe.inference import read_prediction
-from hescribe.sections import Section, read_sections
+from hescribe.sections import Section, SomeSpots, read_sections
 from hescribe.training.benchmark import Benchmark, benchmark, execute, run, tables
 from hescribe.training.benchmark.plan import Run
 from tests.e2e.conftest import settings
@@ -178,11 +180,20 @@ def test_a_finished_one_is_not_made_again_and_a_new_encoder_joins(
 def test_a_second_seed_and_protocol(folder: Path, sections: list[Section], trained: Count) -> None:
     more = benchmark(sections, ["mean"], CONFIG, output=folder, protocol="leave-one-section-out", seed=[0, 1])
     assert trained() == 2 * 2
-    assert set(more.methods["seed"]) == {0, 1}
+    # Means over seeds stand in the main tables, each seed's own figures in a table for them
+    two, one = (more.methods[more.methods["protocol"] == p] for p in ("leave-one-section-out", LOPO))
+    assert "seed" not in two
+    assert set(two["n_seeds"]) == {2}
+    assert (two["seed_spread"] == 0).all()  # the mean is a closed form
+    assert set(one["n_seeds"]) == {1}
+    assert one["seed_spread"].isna().all()
+    own = pd.read_csv(folder / "seeds.csv")
+    assert set(own.loc[own["protocol"] == "leave-one-section-out", "seed"]) == {0, 1}
+    assert set(own.loc[own["protocol"] == LOPO, "share"]) == {0.5, 1}
     assert Run("mean", "stain", "leave-one-section-out", 1, 1.0) in more.scores
     assert Run("ridge", "stain", LOPO, 0, 0.5) in more.scores
-    together = more.comparisons.groupby(["encoder", "protocol", "seed"]).size()
-    assert list(together.index) == [("stain", LOPO, 0)]
+    together = more.comparisons.groupby(["encoder", "protocol"]).size()
+    assert list(together.index) == [("stain", LOPO)]
 
 
 @pytest.mark.usefixtures("no_page")
@@ -251,8 +262,9 @@ def test_what_would_mix_is_refused(folder: Path, sections: list[Section], tmp_pa
 
     with pytest.raises(OutputError, match=r"other settings \(tile_um 112.0, now 60.0\)"):
         again(tile_um=60.0)
-    with pytest.raises(OutputError, match="other sections"):
-        again([sections[0], Section(sections[1].row.__class__(**{**vars(sections[1].row), "patient_id": "P9"}))])
+    renamed = [Section(s.row.__class__(**{**vars(s.row), "section_id": f"{s.patient_id}-x"})) for s in sections]
+    with pytest.raises(OutputError, match=r"other sections \(P1-x, P1_S1, P2-x, P2_S1\)"):
+        again(renamed)
     again(recipe="bulb")
     with pytest.raises(OutputError, match="of the recipe 'bulb'"):
         again(recipe="breast")
@@ -261,19 +273,136 @@ def test_what_would_mix_is_refused(folder: Path, sections: list[Section], tmp_pa
         again()
 
 
+@pytest.mark.usefixtures("no_page")
+def test_other_data_under_an_old_name_are_refused(folder: Path, sections: list[Section], tmp_path: Path) -> None:
+    """What was recorded of a section used to be its name and its patient alone."""
+    first, second = sections
+
+    def again(changed: Section) -> None:
+        benchmark([first, changed], ["ridge"], CONFIG, output=folder)
+
+    def refused(what: str, changed: Section) -> None:
+        with pytest.raises(OutputError, match=f"of section 'P2_S1' with other {what}; choose another folder"):
+            again(changed)
+
+    def with_row(**changes: object) -> Section:
+        return Section(second.row.__class__(**{**vars(second.row), **changes}))
+
+    refused("patient", with_row(patient_id="P9"))
+    refused("cell types", with_row(cell_types=first.row.cell_types))
+    fewer = SomeSpots(second.row, second, np.arange(second.adata.n_obs - 1))
+    refused("counts, cell types, positions", fewer)
+    noisy, moved = with_row(), with_row()
+    noisy.adata.X = noisy.adata.X * 2
+    refused("counts", noisy)
+    moved.adata.obsm["spatial"] = moved.adata.obsm["spatial"] + 1
+    refused("positions", moved)
+    vars(coarser := with_row())["mpp"] = second.mpp * 2
+    refused("mpp", coarser)
+    assert second.image is not None
+    image = tmp_path / second.image.name
+    shutil.copy(second.image, image)  # a copy is the same image
+    again(with_row(image=image))
+    Image.fromarray(255 - np.asarray(Image.open(image).convert("RGB"))).save(image.with_suffix(".png"))
+    vars(inverted := with_row(image=image.with_suffix(".png")))["mpp"] = second.mpp
+    refused("image", inverted)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_file_of_genes_is_what_it_holds(sections: list[Section], tmp_path: Path) -> None:
+    genes = tmp_path / "genes.txt"
+    names = list(sections[0].adata.var_names[:40])
+    genes.write_text("\n".join(names))
+    config = CONFIG.model_copy(update={"genes": str(genes)})
+    benchmark(sections, ["mean"], config, output=tmp_path / "b")
+    genes.write_text("\n".join(names[:30]))
+    with pytest.raises(OutputError, match=r"other settings \(genes genes.txt \(\w+\), now genes.txt \(\w+\)\)"):
+        benchmark(sections, ["mean"], config, output=tmp_path / "b")
+
+
+VARIANTS = {
+    "ridge": {},
+    "ridge <b>8 views</b>": {"method": "ridge", "views": 8},
+    "bleep, 3 steps": {"method": "bleep", "epochs": 3, "options": {"retrieval": {"k": 7}}},
+}
+
+
+def test_variants_stand_beside_plain_methods(sections: list[Section], tmp_path: Path, trained: Count) -> None:
+    published = {"method": "bleep", "figure": "T", "set": "heg50", "pcc": 0.3, "protocol": LOPO, "source": "Doe",
+                 "comparable": True, "differs": ""}  # fmt: skip
+    result = benchmark(sections, VARIANTS, CONFIG, output=tmp_path / "b", published=pd.DataFrame([published]))
+    assert list(dict.fromkeys(result.methods["method"])) == list(VARIANTS)
+    # Compared by the variants' names, not by those of their methods
+    pairs = result.comparisons[["first", "second"]].drop_duplicates()
+    assert list(map(tuple, pairs.to_numpy())) == list(itertools.combinations(VARIANTS, 2))
+    assert list(result.tables["published"]["method"]) == ["bleep, 3 steps"]
+    (config,) = (tmp_path / "b").glob("runs/*/*/bleep_3_steps-*/*/*/P1/bundle/config.json")
+    told = json.loads(config.read_text())
+    assert told["provenance"]["settings"]["epochs"] == 3
+    assert told["provenance"]["settings"]["options"] == {"retrieval": {"k": 7}}
+    page = result.page.read_text()
+    assert "ridge &lt;b&gt;8 views&lt;/b&gt;" in page
+    assert "<b>8 views" not in page
+    assert "method ridge, views 8" in page
+    before = trained()
+    # They are kept where they are not asked for again, and cannot be redefined
+    again = benchmark(sections, ["ridge"], CONFIG, output=tmp_path / "b")
+    assert trained() == before
+    pd.testing.assert_frame_equal(again.methods, result.methods)
+    changed = {"bleep, 3 steps": {**VARIANTS["bleep, 3 steps"], "epochs": 4}}
+    with pytest.raises(OutputError, match=r"another variant 'bleep, 3 steps' \(epochs 3, now 4\); choose another name"):
+        benchmark(sections, changed, CONFIG, output=tmp_path / "b")
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_fine_tuned_variant_on_its_own_encoder(sections: list[Section], tmp_path: Path) -> None:
+    """Published CMRCNet on tokens could not stand beside methods on frozen features."""
+    torch.manual_seed(0)
+    state = load_encoder("timm:test_vit", pretrained=False).module.backbone.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "random.safetensors")
+    tokens = {
+        "method": "cmrcnet",
+        "encoder": f"timm:test_vit@{tmp_path / 'random.safetensors'}",
+        "fine_tune": True,
+        "epochs": 1,
+    }
+    result = benchmark(sections, {"ridge": {}, "cmrcnet, tokens": tokens}, CONFIG, output=tmp_path / "b")
+    assert {tuple(run[:2]) for run in result.scores} == {
+        ("ridge", "stain"),
+        ("cmrcnet, tokens", "timm:test_vit@random"),
+    }
+    cost = result.tables["cost"].set_index("method")
+    assert (
+        cost.loc["cmrcnet, tokens", "trainable_parameters"] > cost.loc["cmrcnet, tokens", "encoder_parameters"]
+    ).all()
+    assert result.comparisons.empty  # a gain with another encoder is one of the encoder
+
+
 def test_mistakes_are_found_before_anything_is_written(sections: list[Section], tmp_path: Path) -> None:
     def refuses(message: str, error: type[Exception] = InputError, **how: object) -> None:
         options = {"output": tmp_path / "b", **how}
         with pytest.raises(error, match=message):
-            benchmark(sections, options.pop("methods", ["ridge"]), CONFIG, **options)  # type: ignore[arg-type]
+            benchmark(sections, options.pop("methods", ["ridge"]), options.pop("config", CONFIG), **options)  # type: ignore[arg-type]
 
     refuses("unknown method 'magic'", methods=["ridge", "magic"])
     refuses("unknown encoder 'magic'", encoder=["stain", "magic"])
     refuses("unknown protocol 'magic'", protocol=[LOPO, "magic"])
     refuses("no method to compare", methods=[])
+    refuses("'ridge' is a method's own name", methods={"ridge": {"method": "ridge", "views": 8}})
+    refuses("'_a' is no name of a variant", methods={"_a": {"method": "ridge"}})
+    refuses("which method it is of is not said", methods={"a": {"views": 8}})
+    refuses("unknown method 'magic'", methods={"a": {"method": "magic"}})
+    refuses("--variant 'a': epoch: Extra inputs", methods={"a": {"method": "bleep", "epoch": 8}})
+    refuses("seed is the same for all variants", methods={"a": {"method": "bleep", "seed": 8}})
+    refuses("works on frozen features", methods={"a": {"method": "ridge", "fine_tune": True}})
+    refuses("settings of bleep: magic", methods={"a": {"method": "bleep", "options": {"magic": 8}}})
     refuses("2 is no share", learning_curve=[0.5, 2])
     refuses("-1 is no seed", seed=[-1])
+    refuses("4294967296 is no seed", seed=[2**32])
     refuses("two files of weights have one name", encoder=["timm:a@x/w.safetensors", "timm:a@y/w.safetensors"])
+    refuses("cannot be used", config=CONFIG.model_copy(update={"device": "nodevice"}))
+    (tmp_path / "file").touch()
+    refuses("is a file, where a folder is to be made", OutputError, output=tmp_path / "file")
     twins = [*sections, Section(sections[0].row.__class__(**{**vars(sections[0].row), "section_id": "twin"}))]
     with pytest.raises(LeakageError):
         benchmark(twins, ["ridge"], CONFIG, output=tmp_path / "b", protocol="leave-one-section-out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ import yaml
 
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.store import write_atomically
+
+_VARIANT = "bleep, tuned: {method: bleep, fine_tune: true}"
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -52,9 +55,11 @@ def load_config(context: typer.Context, value: Path | None) -> Path | None:
 
 
 def _as_default(parameter: Any, value: Any) -> Any:
-    """What is one text on the command line may be a list or, for settings of a method, a nested table in the file."""
+    """What is one text on the command line may be a list or, for settings of a method and for variants, a table in the file."""
     if parameter.name == "option" and isinstance(value, dict):
         return [f"{k}={v}" for k, v in _flatten(value)]
+    if parameter.name == "variant" and isinstance(value, dict):
+        return [json.dumps({name: settings}, ensure_ascii=False) for name, settings in value.items()]
     if isinstance(value, list) and not parameter.multiple and parameter.nargs == 1:
         return ",".join(map(str, value))
     return value
@@ -112,6 +117,23 @@ def check_idle(context: typer.Context, idle: Mapping[str, str]) -> None:
         if given == "DEFAULT_MAP" and context.params[name] != parameter.default:
             told = f"{context.params.get('config')}: {name} has no effect here: {why}"
             warnings.warn(told, HescribeWarning, stacklevel=2)
+
+
+def parse_variants(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """``["bleep, tuned: {method: bleep, fine_tune: true}"]`` → name → settings."""
+    variants: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError:
+            found = None
+        if not isinstance(found, dict) or not all(isinstance(v, dict) and v for v in found.values()):
+            raise InputError(f"{text!r} is no variant", path="--variant", fix=f"write it as '{_VARIANT}'")
+        for name, settings in found.items():
+            if str(name) in variants:
+                raise InputError(f"{name!r} is given twice", path="--variant", fix="give each a name of its own")
+            variants[str(name)] = {str(k).replace("-", "_"): v for k, v in settings.items()}
+    return variants
 
 
 def write_resolved(context: typer.Context, output: Path) -> None:

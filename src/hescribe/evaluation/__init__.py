@@ -4,6 +4,7 @@ from hescribe.evaluation.alignment import training_stats
 from hescribe.evaluation.cell_types import score_cell_types
 from hescribe.evaluation.crossval import HeldOut, cross_validate, predict_at_spots
 from hescribe.evaluation.scores import SectionScores, score_section
+from hescribe.evaluation.seeds import mean_over_seeds
 from hescribe.evaluation.splits import (
     PROTOCOLS,
     Split,
@@ -30,6 +31,7 @@ __all__ = [
     "leave_one_patient_out",
     "leave_one_section_out",
     "markdown",
+    "mean_over_seeds",
     "method_table",
     "predict_at_spots",
     "score_cell_types",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 import pandas as pd
 
+from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import PROTOCOLS
 
-COLUMNS = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
 
-
-def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def beside_published(
+    methods: pd.DataFrame, published: pd.DataFrame | None, *, variants: Mapping[str, str] = MappingProxyType({})
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Published figures, split into those that can be compared with ours and those that cannot.
 
     Parameters
@@ -21,6 +25,8 @@ def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> t
     published
         ``method`` and ``set`` (names as ours), ``figure`` (what the source calls it), ``pcc``,
         ``protocol``, ``source``, ``comparable`` (the protocol is ours) and ``differs`` (else how it is not).
+    variants
+        Names of ours → the method they are variants of; a published figure of it stands beside them too.
 
     Returns
     -------
@@ -37,9 +43,9 @@ def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> t
     """
     if published is None or published.empty:
         return pd.DataFrame(), pd.DataFrame()
-    if missing := [c for c in COLUMNS if c not in published]:
+    if missing := [c for c in keys.PUBLISHED if c not in published]:
         raise InputError(f"published figures lack the column {', '.join(missing)}")
-    told = published[list(COLUMNS)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
+    told = published[list(keys.PUBLISHED)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
     same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods)
     other = told[~same].drop(columns="comparable").copy()
     other["differs"] = other["differs"].fillna("").astype(str).str.strip()
@@ -49,7 +55,7 @@ def beside_published(methods: pd.DataFrame, published: pd.DataFrame | None) -> t
     other.loc[silent, "differs"] = [
         f"protocol {p}, which was not run here" for p in other.loc[silent, "published_protocol"]
     ]
-    return _joined(told[same], methods), other.reset_index(drop=True)
+    return _joined(told[same], methods, variants), other.reset_index(drop=True)
 
 
 def _of_our_protocol(told: pd.DataFrame, methods: pd.DataFrame) -> np.ndarray:
@@ -60,14 +66,16 @@ def _of_our_protocol(told: pd.DataFrame, methods: pd.DataFrame) -> np.ndarray:
     )
 
 
-def _joined(told: pd.DataFrame, methods: pd.DataFrame) -> pd.DataFrame:
+def _joined(told: pd.DataFrame, methods: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     if told.empty:
         return pd.DataFrame()
     labels = [c for c in ("encoder", "protocol", "seed") if c in methods]
-    ours = methods[["method", "set", *labels, "pcc", "pcc_low", "pcc_high"]]
+    ours = methods[["method", "set", *labels, "pcc", "pcc_low", "pcc_high"]].assign(name=methods["method"])
+    ours["method"] = ours["method"].replace(dict(variants))
     # Where the source names a protocol by our name it is that one, else the only one that was run
     only = methods["protocol"].iloc[0]
     told = told.assign(protocol=[p if p in PROTOCOLS else only for p in told["published_protocol"]])
     both = told.merge(ours, on=["method", "set", "protocol"], how="left")
+    both["method"] = both["name"].fillna(both["method"])
     order = ["method", "set", "published_pcc", "pcc", "pcc_low", "pcc_high", *labels, "figure", "source"]
     return both[order].reset_index(drop=True)

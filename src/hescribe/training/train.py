@@ -327,8 +327,10 @@ def _facts(fitter: Fitter) -> str:
         "settings": config.model_dump(mode="json", exclude={"devices", "nodes", "strategy"}),
         "encoder": fitter.encoder.identity,
         "sections": {s.section_id: s.tiles().fingerprint() for s in data.sections},
-        "expression": _hash(data.expression.data, fitter.embedding),
-        "unpaired": _hash(unpaired.shares.data, unpaired.extra.data, unpaired.scgpt) if unpaired is not None else "",
+        "expression": hash_arrays(data.expression.data, fitter.embedding),
+        "unpaired": hash_arrays(unpaired.shares.data, unpaired.extra.data, unpaired.scgpt)
+        if unpaired is not None
+        else "",
         "version": __version__,
     }
     return json.dumps(facts, indent=2, sort_keys=True)
@@ -343,7 +345,8 @@ def _empty_unless_of(folder: Path, facts: str) -> None:
     record.write_text(facts)
 
 
-def _hash(*arrays: npt.NDArray[np.generic] | None) -> str:
+def hash_arrays(*arrays: npt.NDArray[np.generic] | None) -> str:
+    """Hash of what some arrays hold; None is an empty one."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
         digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import write_resolved
+from hescribe.cli.config import parse_variants, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +18,12 @@ def benchmark(
     sections: o.Sections,
     output: o.Output,
     methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "mean,knn,ridge,bleep",
+    variant: Annotated[
+        list[str],
+        typer.Option(
+            help="A method with settings of its own, e.g. 'bleep, tuned: {method: bleep, fine_tune: true}'; may be repeated."
+        ),
+    ] = [],
     protocol: Annotated[
         str, typer.Option(help="leave-one-patient-out, leave-one-section-out, or both with a comma.")
     ] = "leave-one-patient-out",
@@ -53,7 +59,7 @@ def benchmark(
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
     result = run_benchmark(
         o.choose_sections(sections, only=only, without=without),
-        o.split_list(methods),
+        {**{name: {} for name in o.split_list(methods)}, **parse_variants(variant)},
         validated(TrainConfig, values, "options"),
         output=output,
         encoder=o.split_list(encoder),
@@ -66,7 +72,7 @@ def benchmark(
         published=_published(recipe),
     )
     write_resolved(context, output)
-    columns = [*("method", "encoder", "protocol", "seed", "set", "n_sections"),
+    columns = [*("method", "encoder", "protocol", "set", "n_sections", "n_seeds"),
                *("pcc", "pcc_low", "pcc_high", "ceiling", "share_of_ceiling")]  # fmt: skip
     table = result.methods
     typer.echo(markdown(table[[c for c in columns if c in table]]))

@@ -8,6 +8,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from hescribe import keys
 from hescribe.datasets.recipes.record import Figure, Recipe, RecipeSection
 from hescribe.errors import InputError
 
@@ -25,7 +26,6 @@ _FILES = (
 
 #: what a recipe has that is ``like`` another: the same sections for another protocol
 _SHARED = ("sections", "patients", "markers", "unverified")
-_COLUMNS = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
 
 
 def list_recipes() -> list[Recipe]:
@@ -76,10 +76,10 @@ def published_figures(recipe_name: str) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {**{c: getattr(figure, c) for c in _COLUMNS}, "differs": "; ".join(figure.differs)}
+        {**{c: getattr(figure, c) for c in keys.PUBLISHED}, "differs": "; ".join(figure.differs)}
         for figure in find_recipe(recipe_name).figures
     ]
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"pcc": "float64", "comparable": "bool"})
+    return pd.DataFrame(rows, columns=list(keys.PUBLISHED)).astype({"pcc": "float64", "comparable": "bool"})
 
 
 @cache

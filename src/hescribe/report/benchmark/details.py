@@ -35,7 +35,7 @@ _CURVE_TEXT = (
     "measured spots are fewer. Claims for small data are to be read off here, not off the headline."
 )
 _COST_TEXT = (
-    "Means over the splits of the headline runs. Encoding: tiles through the encoder, near 0 where an earlier run had left "
+    "Means over the splits and seeds of the headline runs. Encoding: tiles through the encoder, near 0 where an earlier run had left "
     "the features on disk. Training and prediction do not include it. Peak memory: the largest resident set of the whole "
     "process that was seen during training, libraries and all that was loaded before included; what it was at the start "
     "stands beside it. Trainable: weights that gradient descent changes; model: all numbers kept, those of closed forms "
@@ -161,7 +161,7 @@ def cell_types(table: pd.DataFrame) -> Chapter | None:
 
 def cost(table: pd.DataFrame) -> Chapter:
     """Seconds, memory, parameters."""
-    whole = table[table["share"] == 1]
+    whole = table[table["share"] == 1].drop(columns="seed", errors="ignore")
     labels = ["method", *keys_of(whole)]
     tables = []
     for caption, names in (("Time and memory of a split", _TIME), ("Sizes", _SIZES)):

@@ -22,6 +22,7 @@ from hescribe.report.benchmark.words import (
 from hescribe.report.tools import Chapter, Plate
 
 _JUDGED = ("heg50", "hvg50", "all")
+_COUNTS = ("n_sections", "n_seeds")
 
 
 def headline(methods: pd.DataFrame) -> Chapter:
@@ -39,14 +40,20 @@ def headline(methods: pd.DataFrame) -> Chapter:
         "than three patients) and blocks of tissue. Ceiling: the PCC that a perfect prediction would reach against counts "
         "this noisy."
     ]
+    if "n_seeds" in methods:
+        spread = three(float(methods.loc[methods["set"].isin(SETS), "seed_spread"].max()))
+        text.append(
+            "Figures are means over seeds, resample by resample: the intervals are of tissue, not of seeds. Two seeds of "
+            f"one method differ by {spread} at most here; each seed's own figures are in seeds.csv."
+        )
     return Chapter("Results", text, plates, [("PCC [95% interval] / ceiling", headed(_wide(methods)))])
 
 
 def _wide(methods: pd.DataFrame) -> pd.DataFrame:
-    """A row a run, a column a gene set."""
+    """A row a method, encoder and protocol, a column a gene set."""
     rows = []
     for told, part in runs_of(methods, "method"):
-        row = {**told, "n_sections": int(part["n_sections"].max())}
+        row = {**told, **{c: int(part[c].max()) for c in _COUNTS if c in part}}
         for name in SETS:
             own = part[part["set"] == name]
             if len(own):
@@ -55,7 +62,7 @@ def _wide(methods: pd.DataFrame) -> pd.DataFrame:
                 row[f"{SHORT[name]} / ceiling"] = f"{reached} / {three(one['ceiling'])}"
         rows.append(row)
     table = pd.DataFrame(rows).fillna("–")
-    return table if len(set(table["n_sections"])) > 1 else table.drop(columns="n_sections")  # the first line says it
+    return table.drop(columns=[c for c in _COUNTS if c in table and len(set(table[c])) == 1])  # the first line says it
 
 
 def paired(methods: pd.DataFrame, comparisons: pd.DataFrame) -> Chapter | None:
@@ -82,7 +89,7 @@ def difference(comparisons: pd.DataFrame, first: str, second: str) -> tuple[floa
 
 
 def _leaders(methods: pd.DataFrame, comparisons: pd.DataFrame, name: str) -> list[str]:
-    """A sentence for each encoder, protocol and seed: the best method and the next."""
+    """A sentence for each encoder and protocol: the best method and the next."""
     out, short = [], short_encoders(methods["encoder"])
     for told, part in runs_of(methods[methods["set"] == name]):
         ranked = list(part.sort_values("pcc", ascending=False)["method"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ SETS = ("heg50", "hvg50", "detected10", "all", "marker")  #: shown on the page; 
 #: set → how the heads of wide tables name it
 SHORT = {"heg50": "HEG-50", "hvg50": "HVG-50", "detected10": "Detected", "all": "All genes", "marker": "Markers"}
 CONTROLS = ("ridge", "knn")  #: what a method must beat to count as better
-RUN = ["encoder", "protocol", "seed"]  #: columns beside the method that tell runs apart
+RUN = ["encoder", "protocol"]  #: columns beside the method that tell lines of the tables apart
 
 _HEADINGS = {
     "method": "Method",
@@ -25,6 +25,7 @@ _HEADINGS = {
     "share": "Share of spots",
     "training_spots": "Training spots",
     "n_sections": "Sections",
+    "n_seeds": "Seeds",
     "split": "Left out",
     "reason": "Reason",
     "cell_type": "Cell type",
@@ -38,7 +39,7 @@ _HEADINGS = {
 
 
 def keys_of(table: pd.DataFrame) -> list[str]:
-    """The columns of a table that tell runs of one method apart."""
+    """The columns of a table that tell lines of one method apart."""
     return [c for c in RUN if c in table]
 
 
@@ -64,16 +65,15 @@ def headed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs_of(table: pd.DataFrame, *more: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """Rows of one encoder, protocol and seed (and of ``more`` columns) at a time, with what they have in common."""
+    """Rows of one encoder and protocol (and of ``more`` columns) at a time, with what they have in common."""
     names = [*more, *keys_of(table)]
     for key, part in table.groupby(names, sort=False):
         yield dict(zip(names, key, strict=True)), part
 
 
 def place(told: Mapping[str, Any], encoders: Mapping[str, str]) -> str:
-    """Where a figure holds: ``leave-one-patient-out, stain``, with the seed where there are several."""
-    seed = [f"seed {told['seed']}"] if "seed" in told else []
-    return ", ".join([str(told["protocol"]), encoders[str(told["encoder"])], *seed])
+    """Where a figure holds: ``leave-one-patient-out, stain``."""
+    return f"{told['protocol']}, {encoders[str(told['encoder'])]}"
 
 
 def chosen(table: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
@@ -83,17 +83,12 @@ def chosen(table: pd.DataFrame, told: Mapping[str, Any]) -> pd.DataFrame:
     return table
 
 
-def run_label(row: pd.Series, varying: Sequence[str]) -> str:
-    """``fusion · stain``: the method, and what tells its runs apart."""
-    parts = [f"seed {row[c]}" if c == "seed" else str(row[c]) for c in varying]
-    return " · ".join([str(row["method"]), *parts])
-
-
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of one protocol with ``method`` made a label that is a run's own."""
+    """The table of one protocol with ``method`` made a label that is a line's own: ``fusion · stain``."""
     short = with_short_encoders(table)
-    varying = [c for c in ("encoder", "seed") if c in short and len(set(short[c])) > 1]
-    return short.assign(method=[run_label(row, varying) for _, row in short.iterrows()])
+    if "encoder" not in short or len(set(short["encoder"])) == 1:
+        return short
+    return short.assign(method=short["method"].astype(str) + " · " + short["encoder"])
 
 
 def interval(value: float, low: float, high: float) -> str:

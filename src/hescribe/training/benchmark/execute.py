@@ -110,6 +110,7 @@ class Execution:
             scores = score_section(
                 held.prediction,
                 by_id[held.section_id].adata,
+                method=self.run.method,
                 training_stats=held.prediction.var,
                 markers=self.markers,
                 allow_same_patient=split.same_patient,

@@ -1,26 +1,26 @@
-"""What a benchmark is to run, and the record of it that decides whether a folder can be continued."""
+"""What a benchmark is to run."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hescribe.encoders import load_encoder
-from hescribe.errors import InputError, OutputError
+from hescribe.errors import InputError
 from hescribe.evaluation.splits import PROTOCOLS, Split, leave_one_section_out
-from hescribe.io.store import write_atomically
+from hescribe.methods import METHODS
 from hescribe.sections import Section
-from hescribe.training.config import TrainConfig
+from hescribe.slides.slide import hash_file
+from hescribe.training.config import TrainConfig, validated
 
-RECORD = "benchmark.json"
+#: settings of a run that no variant has for itself
+_OF_A_RUN = ("seed", "device", "devices", "nodes", "strategy")
 #: settings that differ from run to run, or that do not decide an outcome
-_NOT_SHARED = {"method", "encoder", "seed", "device", "devices", "nodes", "strategy"}
+_NOT_SHARED = {"method", "encoder", *_OF_A_RUN}
 
 
 class Run(NamedTuple):
@@ -29,7 +29,7 @@ class Run(NamedTuple):
     Attributes
     ----------
     method
-        Name in the table of methods.
+        Name in the table of methods, or of a variant.
     encoder
         As tables name it; see `encoder_label`.
     protocol
@@ -48,7 +48,13 @@ class Run(NamedTuple):
 
     def folder(self, root: Path) -> Path:
         """Where everything of the run is kept."""
-        names = [self.protocol, file_name(self.encoder), self.method, f"seed-{self.seed}", f"share-{self.share:g}"]
+        names = [
+            self.protocol,
+            file_name(self.encoder),
+            file_name(self.method),
+            f"seed-{self.seed}",
+            f"share-{self.share:g}",
+        ]
         return root.joinpath("runs", *names)
 
     def __str__(self) -> str:
@@ -68,6 +74,10 @@ class Plan:
         Protocol → its splits.
     encoders
         Label → the name an encoder is loaded by.
+    methods
+        Method or variant → its settings, but for encoder and seed.
+    variants
+        Variant → how it differs from the settings that all share.
     config
         Settings that all share.
     """
@@ -75,19 +85,20 @@ class Plan:
     runs: tuple[Run, ...]
     splits: Mapping[str, list[Split]]
     encoders: Mapping[str, str]
+    methods: Mapping[str, TrainConfig]
+    variants: Mapping[str, Mapping[str, Any]]
     config: TrainConfig
 
     def settings(self, run: Run) -> TrainConfig:
         """Settings of one run."""
-        changes = {"method": run.method, "encoder": self.encoders[run.encoder], "seed": run.seed}
-        return self.config.model_copy(update=changes)
+        return self.methods[run.method].model_copy(update={"encoder": self.encoders[run.encoder], "seed": run.seed})
 
 
 def make_plan(
     sections: Sequence[Section],
     config: TrainConfig,
     *,
-    methods: Sequence[str],
+    methods: Mapping[str, Mapping[str, Any]],
     encoders: Sequence[str],
     protocols: Sequence[str],
     seeds: Sequence[int],
@@ -99,31 +110,86 @@ def make_plan(
     Raises
     ------
     InputError
-        Nothing to compare, an unknown method or protocol, a share that is none, two encoders of one name.
+        Nothing to compare, an unknown method or protocol, a wrong variant, a share that is none, two encoders of one
+        name.
     LeakageError
         A protocol would put a patient on both sides.
     """
-    for what, names in (("method", methods), ("encoder", encoders), ("protocol", protocols), ("seed", seeds)):
+    asked = (("method", methods), ("encoder", encoders), ("protocol", protocols), ("seed", seeds))
+    for what, names in asked:
         if not names:
             raise InputError(f"no {what} to compare", path=f"--{what}{'s' * (what == 'method')}")
-    for name in methods:
-        config.model_copy(update={"method": name}).method_config()
-    if wrong := [s for s in shares if not 0 < s <= 1]:
-        raise InputError(f"{wrong[0]:g} is no share of the spots", path="--learning-curve", fix="between 0 and 1")
-    if below := [s for s in seeds if s < 0]:
-        raise InputError(f"{below[0]} is no seed", path="--seed", fix="0 or more")
-    labels = {encoder_label(name): name for name in dict.fromkeys(encoders)}
-    if len(labels) < len(set(encoders)):
+    variants = {_checked(name): changes for name, changes in methods.items() if changes}
+    settings = {name: config.model_copy(update={"method": name}) for name, changes in methods.items() if not changes}
+    settings |= {name: _vary(name, changes, config) for name, changes in variants.items()}
+    for one in settings.values():
+        one.method_config()
+    _check_numbers(shares, seeds)
+    own = {name: settings[name].encoder for name, changes in variants.items() if "encoder" in changes}
+    wanted = dict.fromkeys([*(encoders if settings.keys() - own.keys() else ()), *own.values()])
+    labels = {encoder_label(name): name for name in wanted}
+    if len(labels) < len(wanted):
         raise InputError("two files of weights have one name", path="--encoder", fix="rename one of them")
     splits = {p: make_splits(sections, p, allow_same_patient=allow_same_patient) for p in dict.fromkeys(protocols)}
     runs = [
         Run(method, encoder, protocol, seed, float(share))
         # The whole spots first: the learning curve is the part one can do without
         for share, protocol, seed, encoder, method in itertools.product(
-            sorted({1.0, *shares}, reverse=True), splits, dict.fromkeys(seeds), labels, dict.fromkeys(methods)
+            sorted({1.0, *shares}, reverse=True), splits, dict.fromkeys(seeds), labels, settings
         )
+        if labels[encoder] in ([own[method]] if method in own else encoders)
     ]
-    return Plan(tuple(runs), splits, labels, config)
+    told = {name: _differences(settings[name], config, changes) for name, changes in variants.items()}
+    return Plan(tuple(runs), splits, labels, settings, told, config)
+
+
+def _check_numbers(shares: Iterable[float], seeds: Iterable[int]) -> None:
+    if wrong := [s for s in shares if not 0 < s <= 1]:
+        raise InputError(f"{wrong[0]:g} is no share of the spots", path="--learning-curve", fix="between 0 and 1")
+    if beyond := [s for s in seeds if not 0 <= s < 2**32]:
+        raise InputError(f"{beyond[0]} is no seed", path="--seed", fix="0 to 4294967295")
+
+
+def _checked(name: str) -> str:
+    """A variant's name as tables have it."""
+    plain = " ".join(name.split())
+    # Underscores at the start and dollar signs mean something in figures
+    if not plain[:1].isalnum() or "$" in plain or plain in METHODS:
+        problem = "is a method's own name" if plain in METHODS else "is no name of a variant"
+        raise InputError(f"{name!r} {problem}", path="--variant", fix="such as 'bleep, fine-tuned'")
+    return plain
+
+
+def _vary(name: str, changes: Mapping[str, Any], config: TrainConfig) -> TrainConfig:
+    """The shared settings with those of a variant in their places.
+
+    Raises
+    ------
+    InputError
+        No method, a setting that is unknown or not a variant's, a value out of range.
+    """
+    where = f"--variant {name!r}"
+    if "method" not in changes:
+        raise InputError("which method it is of is not said", path=where, fix=f"method: one of {', '.join(METHODS)}")
+    if beyond := [n for n in changes if n in _OF_A_RUN]:
+        raise InputError(f"{beyond[0]} is the same for all variants", path=where, fix="give it to the benchmark")
+    settings: TrainConfig = validated(TrainConfig, {**config.model_dump(), **changes}, where)
+    return settings
+
+
+def shared_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings that do not differ from run to run, as they read back from JSON."""
+    told = config.model_dump(mode="json", exclude=_NOT_SHARED)
+    file = Path(config.genes)
+    # A file of genes is what it holds, wherever it lies
+    return told | ({"genes": f"{file.name} ({hash_file(file)[:8]})"} if file.is_file() else {})
+
+
+def _differences(settings: TrainConfig, config: TrainConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's method, its encoder where it has one for itself, and what it does not share."""
+    shared = shared_settings(config)
+    own = {"encoder": encoder_label(settings.encoder)} if "encoder" in changes else {}
+    return {"method": settings.method, **own} | {k: v for k, v in shared_settings(settings).items() if v != shared[k]}
 
 
 def make_splits(sections: Sequence[Section], protocol: str, *, allow_same_patient: bool) -> list[Split]:
@@ -155,93 +221,3 @@ def file_name(text: str) -> str:
     if safe == text:
         return text
     return f"{safe}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}"
-
-
-def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: str = "") -> tuple[Run, ...]:
-    """Add a plan to the record of a folder, or refuse to mix it with what is there.
-
-    Parameters
-    ----------
-    folder
-        Of the benchmark.
-    plan
-        What is asked for now.
-    sections
-        The data.
-    recipe
-        Name of the recipe the data were prepared by, or "".
-
-    Returns
-    -------
-    tuple of Run
-        All that were ever asked for, the earliest first.
-
-    Raises
-    ------
-    OutputError
-        The folder holds a benchmark with other settings, sections, weights or another recipe.
-    EncoderError
-        An encoder is unknown or its weights cannot be had.
-    """
-    # Loaded here for what their weights are; nothing has been written if one cannot be had
-    identities = {label: load_encoder(name).identity for label, name in plan.encoders.items()}
-    facts: dict[str, Any] = {
-        "settings": plan.config.model_dump(mode="json", exclude=_NOT_SHARED),
-        "sections": {s.section_id: s.patient_id for s in sections if s.has_expression},
-        "recipe": recipe,
-        "encoders": identities,
-        "protocols": {name: [_plain(s) for s in splits] for name, splits in plan.splits.items()},
-    }
-    record = folder / RECORD
-    before = _read(record) if record.is_file() else {}
-    runs = tuple(dict.fromkeys([*(Run(*run) for run in before.get("runs", [])), *plan.runs]))
-    if before:
-        _check_same(before, facts, folder)
-        for name in ("encoders", "protocols"):
-            facts[name] = {**before[name], **facts[name]}
-        facts["recipe"] = recipe or before["recipe"]
-    facts["runs"] = [list(run) for run in runs]
-    with write_atomically(record) as path:
-        path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return runs
-
-
-def _plain(split: Split) -> Any:
-    """As it reads back."""
-    return json.loads(json.dumps(asdict(split)))
-
-
-def recorded_splits(folder: Path, protocol: str) -> list[Split]:
-    """Splits of a protocol as a benchmark's record has them."""
-    made = _read(folder / RECORD)["protocols"][protocol]
-    return [Split(**{**s, "train": tuple(s["train"]), "test": tuple(s["test"])}) for s in made]
-
-
-def _read(record: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(record.read_text(encoding="utf-8"))
-        if {"settings", "sections", "recipe", "encoders", "protocols", "runs"} <= facts.keys():
-            return dict(facts)
-    except (ValueError, AttributeError) as error:
-        raise OutputError(f"{record} is damaged ({error}); choose another folder") from error
-    raise OutputError(f"{record} was written by an older hescribe (choose another folder)")
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse what would stand in one table and cannot be compared."""
-    changed = _differing(before["settings"], now["settings"])
-    if changed:
-        raise OutputError(f"{folder} holds a benchmark with other settings ({changed}); choose another folder")
-    if before["sections"] != now["sections"]:
-        raise OutputError(f"{folder} holds a benchmark of other sections or patients; choose another folder")
-    if now["recipe"] and before["recipe"] and now["recipe"] != before["recipe"]:
-        raise OutputError(f"{folder} holds a benchmark of the recipe {before['recipe']!r}; choose another folder")
-    for name, what in (("encoders", "weights of"), ("protocols", "splits for")):
-        for key in before[name].keys() & now[name].keys():
-            if before[name][key] != now[name][key]:
-                raise OutputError(f"{folder} holds a benchmark with other {what} {key}; choose another folder")
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names: Iterable[str] = dict.fromkeys([*before, *now])
-    return ", ".join(f"{n} {before.get(n)}, now {now.get(n)}" for n in names if before.get(n) != now.get(n))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from hescribe.encoders import resolve_device
 from hescribe.errors import HescribeError, InputError, LeakageError, OutputError
 from hescribe.evaluation.scores import SectionScores
 from hescribe.evaluation.splits import patient_key
 from hescribe.report.benchmark import write_benchmark_page
 from hescribe.sections import Section
 from hescribe.training.benchmark.execute import Execution, Finished
-from hescribe.training.benchmark.plan import Plan, Run, make_plan, recorded_splits, remember
+from hescribe.training.benchmark.plan import Plan, Run, make_plan
+from hescribe.training.benchmark.record import recorded_splits, remember
 from hescribe.training.benchmark.tables import make_tables, write_tables
 from hescribe.training.config import TrainConfig
 
@@ -30,7 +32,7 @@ class Benchmark:
     Attributes
     ----------
     tables
-        By the name of their files, without ending: ``methods``, ``sections``, ``genes``, ``comparisons``,
+        By the name of their files, without ending: ``methods``, ``seeds``, ``sections``, ``genes``, ``comparisons``,
         ``learning_curve``, ``cell_types``, ``cost``, ``failed``, ``published``, ``published_elsewhere``; those that
         do not apply are empty.
     scores
@@ -45,12 +47,12 @@ class Benchmark:
 
     @property
     def methods(self) -> pd.DataFrame:
-        """Means over sections with intervals, a row a run and gene set."""
+        """Means over sections and seeds with intervals, a row for each method, encoder, protocol and gene set."""
         return self.tables["methods"]
 
     @property
     def comparisons(self) -> pd.DataFrame:
-        """Paired differences between methods on one encoder, protocol and seed."""
+        """Paired differences between methods on one encoder and protocol."""
         return self.tables["comparisons"]
 
     @property
@@ -76,7 +78,7 @@ class Benchmark:
 
 def benchmark(
     sections: Sequence[Section],
-    methods: Iterable[str],
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     config: TrainConfig,
     *,
     output: str | Path,
@@ -96,7 +98,9 @@ def benchmark(
     sections
         The data.
     methods
-        Names in the table of methods.
+        Names in the table of methods; or name → settings, where some are variants of a method, such as
+        ``{"ridge": {}, "bleep, fine-tuned": {"method": "bleep", "fine_tune": True}}``. Settings are those of
+        `TrainConfig`; a variant that names an ``encoder`` is run on that one alone.
     config
         Settings shared by all; its ``method`` is ignored.
     output
@@ -129,17 +133,18 @@ def benchmark(
     Raises
     ------
     InputError
-        Unknown method, encoder or protocol, too few patients or sections; or what made every run fail.
+        Unknown method, encoder or protocol, a wrong variant, too few patients or sections; or what made every run fail.
     LeakageError
         The protocol would put a patient on both sides.
     OutputError
         The folder holds a benchmark that cannot be mixed with this one.
     """
     folder, genes = Path(output), tuple(dict.fromkeys(markers))
+    resolve_device(config.device)  # every run would fail by one that is not there
     plan = make_plan(
         sections,
         config,
-        methods=list(methods),
+        methods=methods if isinstance(methods, Mapping) else {name: {} for name in _several(methods)},
         encoders=_several(encoder) or [config.encoder],
         protocols=_several(protocol),
         seeds=[config.seed] if seed is None else [seed] if isinstance(seed, int) else list(seed),
@@ -148,17 +153,19 @@ def benchmark(
     )
     asked = remember(folder, plan, sections, recipe=recipe)
     made, failed, first = _execute(plan, sections, folder, genes)
-    earlier = [run for run in asked if run not in plan.runs]
-    finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked)
+    earlier = [run for run in asked.runs if run not in plan.runs]
+    finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked.runs)
     if first is not None and not any(f.run.share == 1 for f in finished):
         raise first
-    tables = make_tables(finished, pd.DataFrame(failed), published)
+    shown = {name: told for name, told in asked.variants.items() if any(f.run.method == name for f in finished)}
+    tables = make_tables(finished, pd.DataFrame(failed), published, variants={n: v["method"] for n, v in shown.items()})
     write_tables(tables, folder)
-    page = write_benchmark_page(folder, tables, settings=_settings(plan, sections, folder), recipe=recipe)
+    settings = _settings(plan, sections, folder) | {f"Variant “{n}”": _told(v) for n, v in shown.items()}
+    page = write_benchmark_page(folder, tables, settings=settings, recipe=recipe)
     return Benchmark(tables, {f.run: f.scores for f in finished}, page)
 
 
-def _several(given: str | Sequence[str]) -> list[str]:
+def _several(given: str | Iterable[str]) -> list[str]:
     return [given] if isinstance(given, str) and given else list(given)
 
 
@@ -209,16 +216,14 @@ def _earlier(
 
 def _in_order(finished: list[Finished], asked: Sequence[Run]) -> list[Finished]:
     """Protocol by protocol and encoder by encoder, each in the order in which they were first asked for."""
-    ranks = [list(dict.fromkeys(run[i] for run in asked)) for i in range(3)]
-    return sorted(
-        finished,
-        key=lambda f: (
-            *(ranks[i].index(f.run[i]) for i in (2, 1)),
-            f.run.seed,
-            -f.run.share,
-            ranks[0].index(f.run.method),
-        ),
-    )
+    protocols, encoders, methods = (list(dict.fromkeys(run[i] for run in asked)) for i in (2, 1, 0))
+
+    def rank(one: Finished) -> tuple[float, ...]:
+        run = one.run
+        place = protocols.index(run.protocol), encoders.index(run.encoder)
+        return *place, -run.share, methods.index(run.method), run.seed
+
+    return sorted(finished, key=rank)
 
 
 def _settings(plan: Plan, sections: Sequence[Section], folder: Path) -> dict[str, str]:
@@ -236,3 +241,8 @@ def _settings(plan: Plan, sections: Sequence[Section], folder: Path) -> dict[str
         "Folder": folder.name,
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _told(variant: Mapping[str, Any]) -> str:
+    """``method bleep, fine_tune True``."""
+    return ", ".join(f"{name} {value}" for name, value in variant.items())

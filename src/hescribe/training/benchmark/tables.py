@@ -3,29 +3,78 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
 from hescribe.evaluation.published import beside_published
 from hescribe.evaluation.scores import SectionScores
+from hescribe.evaluation.seeds import mean_over_seeds
 from hescribe.evaluation.tables import compare_methods, gene_table, method_table, section_table, write_table
 from hescribe.io.store import remove
 from hescribe.training.benchmark.execute import Finished
 from hescribe.training.benchmark.plan import Run
 
 #: columns of the table people read; all others stand in the CSV
-HEADLINE = ["method", "encoder", "protocol", "seed", "set", "same_patient", "n_sections", "pcc", "pcc_low", "pcc_high",
-            "spearman", "rmse", "ceiling", "share_of_ceiling", "gene_gene_pcc", "rvd", "morans_pcc", "coverage"]  # fmt: skip
-_CURVE = ["method", "encoder", "protocol", "seed", "share", "training_spots", "set", "same_patient", "n_sections",
-          "n_patients", "pcc", "pcc_low", "pcc_high", "ceiling", "gene_gene_pcc", "rvd", "morans_pcc"]  # fmt: skip
+HEADLINE = ["method", "encoder", "protocol", "set", "same_patient", "n_sections", "n_seeds", "pcc", "pcc_low",
+            "pcc_high", "seed_spread", "spearman", "rmse", "ceiling", "share_of_ceiling", "gene_gene_pcc", "rvd",
+            "morans_pcc", "coverage"]  # fmt: skip
+_CURVE = ["method", "encoder", "protocol", "share", "training_spots", "set", "same_patient", "n_sections", "n_patients",
+          "n_seeds", "pcc", "pcc_low", "pcc_high", "ceiling", "gene_gene_pcc", "rvd", "morans_pcc"]  # fmt: skip
+#: what tells lines of the main tables apart, and runs; the latter without a seed where there is one only
+_LINE = ("method", "encoder", "protocol")
+_RUN = (*_LINE, "seed")
 #: tables that are written as Markdown too
 _READ = {"methods", "comparisons"}
 
 
+@dataclass(frozen=True)
+class Line:
+    """A method on an encoder under a protocol, of some share of the spots: the mean over its seeds.
+
+    Attributes
+    ----------
+    seeds
+        Its runs.
+    """
+
+    seeds: Sequence[Finished]
+
+    @property
+    def run(self) -> Run:
+        """The first of its runs, which has all in common with the others but the seed."""
+        return self.seeds[0].run
+
+    @cached_property
+    def scores(self) -> list[SectionScores]:
+        """Of every test section."""
+        return [mean_over_seeds(own) for own in zip(*(f.scores for f in self.seeds), strict=True)]
+
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """A row a gene set."""
+        own = [method_table(f.scores).set_index("set")["pcc"] for f in self.seeds] if len(self.seeds) > 1 else []
+        table = method_table(self.scores).assign(n_seeds=len(self.seeds))
+        spread = (
+            pd.concat(own, axis=1).max(axis=1) - pd.concat(own, axis=1).min(axis=1) if own else pd.Series(dtype=float)
+        )
+        return table.assign(seed_spread=table["set"].map(spread))
+
+    @property
+    def training_spots(self) -> float:
+        """Mean over splits and seeds."""
+        return sum(f.training_spots for f in self.seeds) / len(self.seeds)
+
+
 def make_tables(
-    finished: Sequence[Finished], failed: pd.DataFrame, published: pd.DataFrame | None
+    finished: Sequence[Finished],
+    failed: pd.DataFrame,
+    published: pd.DataFrame | None,
+    *,
+    variants: Mapping[str, str],
 ) -> dict[str, pd.DataFrame]:
     """Table by the name of its file; some may be empty.
 
@@ -37,22 +86,31 @@ def make_tables(
         A row a run that could not be made.
     published
         Figures of the literature, columns as `hescribe.evaluation.published.beside_published` wants them.
+    variants
+        Variant → the method it is of.
     """
-    whole = [f for f in finished if f.run.share == 1]
-    means = {f.run: method_table(f.scores) for f in finished}
+    by_line: dict[Run, list[Finished]] = {}
+    for one in finished:
+        by_line.setdefault(one.run._replace(seed=0), []).append(one)
+    lines = [Line(seeds) for seeds in by_line.values()]
+    whole, runs = [x for x in lines if x.run.share == 1], [f for f in finished if f.run.share == 1]
+    several = any(len(x.seeds) > 1 for x in lines)
     tables = {
-        "methods": _labelled(whole, lambda f: means[f.run]),
-        "sections": _labelled(whole, lambda f: section_table(f.scores)),
-        "genes": _labelled(whole, lambda f: gene_table(f.scores)),
+        "methods": _labelled((x.run, x.means) for x in whole),
+        "seeds": _labelled(((f.run, method_table(f.scores)) for f in finished if several), (*_RUN, "share")),
+        "sections": _labelled(((f.run, section_table(f.scores)) for f in runs), _RUN),
+        "genes": _labelled((x.run, gene_table(x.scores)) for x in whole),
         "comparisons": _comparisons(whole),
-        "learning_curve": _learning_curve(finished, means),
-        "cell_types": _labelled(whole, lambda f: _cell_types(f.scores)),
-        "cost": pd.concat([_with_run(pd.DataFrame(f.costs), f, share=True) for f in finished], ignore_index=True),
+        "learning_curve": _learning_curve(lines),
+        "cell_types": _labelled((x.run, _cell_types(x.scores)) for x in whole),
+        "cost": _labelled(((f.run, pd.DataFrame(f.costs)) for f in finished), (*_RUN, "share")),
         "failed": failed,
     }
+    nothing = [] if several else ["n_seeds", "seed_spread"]
     if len({f.run.seed for f in finished} | set(failed.get("seed", ()))) == 1:  # it tells nothing apart
-        tables = {name: table.drop(columns="seed", errors="ignore") for name, table in tables.items()}
-    same, other = beside_published(tables["methods"], published)
+        nothing.append("seed")
+    tables = {name: table.drop(columns=nothing, errors="ignore") for name, table in tables.items()}
+    same, other = beside_published(tables["methods"], published, variants=variants)
     return {**tables, "published": same, "published_elsewhere": other}
 
 
@@ -70,50 +128,35 @@ def write_tables(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
             write_table(shown, folder / f"{name}.md", digits=3)
 
 
-def _labelled(finished: Sequence[Finished], make: Callable[[Finished], pd.DataFrame]) -> pd.DataFrame:
+def _labelled(parts: Iterable[tuple[Run, pd.DataFrame]], columns: Sequence[str] = _LINE) -> pd.DataFrame:
     """The table of each run, one below the other, with the columns that tell runs apart."""
-    parts = [_with_run(make(f), f) for f in finished]
-    return pd.concat([p for p in parts if len(p)], ignore_index=True) if any(map(len, parts)) else pd.DataFrame()
+    known = [_with_run(table, run, columns) for run, table in parts if len(table)]
+    return pd.concat(known, ignore_index=True) if known else pd.DataFrame()
 
 
-def _with_run(table: pd.DataFrame, finished: Finished, *, share: bool = False) -> pd.DataFrame:
-    run = finished.run
-    table = table.drop(columns="method", errors="ignore")
-    columns: dict[str, str | int | float] = {
-        "method": run.method,
-        "encoder": run.encoder,
-        "protocol": run.protocol,
-        "seed": run.seed,
-    }
-    if share:
-        columns["share"] = run.share
-    for i, (name, value) in enumerate(columns.items()):
-        table.insert(i, name, value)
-    return table
+def _with_run(table: pd.DataFrame, run: Run, columns: Sequence[str]) -> pd.DataFrame:
+    labels = pd.DataFrame({name: getattr(run, name) for name in columns}, index=table.index)
+    return pd.concat([labels, table.drop(columns="method", errors="ignore")], axis=1)
 
 
-def _comparisons(finished: Sequence[Finished]) -> pd.DataFrame:
-    """Each two methods on one encoder, protocol and seed."""
-    parts = []
-    for a, b in itertools.combinations(finished, 2):
-        if a.run[1:] == b.run[1:]:
-            table = compare_methods(a.scores, b.scores)
-            for i, name in enumerate(("encoder", "protocol", "seed")):
-                table.insert(i, name, getattr(a.run, name))
-            parts.append(table)
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def _comparisons(lines: Sequence[Line]) -> pd.DataFrame:
+    """Each two methods on one encoder and protocol."""
+    return _labelled(
+        (
+            (a.run, compare_methods(a.scores, b.scores))
+            for a, b in itertools.combinations(lines, 2)
+            if (a.run.encoder, a.run.protocol) == (b.run.encoder, b.run.protocol)
+        ),
+        _LINE[1:],
+    )
 
 
-def _learning_curve(finished: Sequence[Finished], means: Mapping[Run, pd.DataFrame]) -> pd.DataFrame:
-    """Scores over the number of training spots, of the runs that were made with fewer as well."""
-    several = list(dict.fromkeys(f.run[:4] for f in finished if f.run.share < 1))
-    chosen = [f for f in finished if f.run[:4] in several]
-    parts = []
-    for one in sorted(chosen, key=lambda f: (several.index(f.run[:4]), f.run.share)):
-        table = _with_run(means[one.run], one, share=True)
-        table.insert(5, "training_spots", one.training_spots)
-        parts.append(table[_CURVE])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def _learning_curve(lines: Sequence[Line]) -> pd.DataFrame:
+    """Scores over the number of training spots, of the methods that were trained with fewer as well."""
+    several = list(dict.fromkeys(x.run[:3] for x in lines if x.run.share < 1))
+    chosen = sorted((x for x in lines if x.run[:3] in several), key=lambda x: (several.index(x.run[:3]), x.run.share))
+    table = _labelled(((x.run, x.means.assign(training_spots=x.training_spots)) for x in chosen), (*_LINE, "share"))
+    return table[_CURVE] if len(table) else table
 
 
 def _cell_types(scores: Sequence[SectionScores]) -> pd.DataFrame:
