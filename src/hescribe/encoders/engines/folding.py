@@ -33,6 +33,8 @@ def fold_normalisation(module: nn.Module, example: Tensor) -> nn.Module:
     nn.Module
         The copy, or the module where there is nothing to fold.
     """
+    if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+        return module
     folded = copy.deepcopy(module)
     names = {part: name for name, part in folded.named_modules()}
     pairs = _consecutive(folded, example)

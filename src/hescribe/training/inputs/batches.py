@@ -45,16 +45,18 @@ class Spots(Dataset):
     def __getitems__(self, indices: list[int]) -> Batch:
         rows = np.asarray(indices)
         section = self._section[rows]
-        picked = np.stack([self._images[s][i] for s, i in zip(section, rows - self._start[section], strict=True)])
         expression = torch.tensor(self._expression[rows].toarray())
-        return Batch(_to_tensor(picked), expression, torch.from_numpy(section.astype(np.int64)))
+        return Batch(self._take(section, rows), expression, torch.from_numpy(section.astype(np.int64)))
 
-
-def _to_tensor(images: Images) -> Tensor:
-    # Copied, since torch's own memory is aligned and sums in a product may depend on the alignment
-    tensor = torch.tensor(np.ascontiguousarray(images))
-    # Channels last in memory, as they were cut and as they are convolved
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+    def _take(self, section: npt.NDArray[np.intp], rows: npt.NDArray[np.intp]) -> Tensor:
+        # Into torch's own memory, which is aligned: sums in a product may depend on it
+        shape, dtype = self._images[0].shape[1:], self._images[0].dtype
+        taken = torch.empty((len(rows), *shape), dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+        places = taken.numpy()
+        for k, (s, i) in enumerate(zip(section, rows - self._start[section], strict=True)):
+            places[k] = self._images[s][i]
+        # Channels last in memory, as tiles were cut and as they are convolved
+        return taken.permute(0, 3, 1, 2) if taken.ndim == 4 else taken
 
 
 class SeededShuffle(Sampler[list[int]]):
