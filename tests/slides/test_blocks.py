@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from threading import Lock
 
@@ -71,6 +72,18 @@ def test_the_same_tiles_as_one_by_one(path: Path, kind: type[RegionCells] | None
         # Two JPEG decoders may differ by rounding
         np.testing.assert_allclose(swept.astype(int), expected.astype(int), atol=2)
         assert np.abs(swept.astype(int) - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", [RegionCells, None])
+def test_regions_of_cells_are_those_of_the_slide(path: Path, kind: type[RegionCells] | None) -> None:
+    slide = open_slide(path)
+    cells = kind(slide) if kind else open_cells(slide)
+    for level, (x, y, width, height) in product(range(3), [(0, 0, 150, 130), (63, 64, 65, 1), (70, 3, 80, 140)]):
+        expected = slide.read_region(x, y, width, height, level=level).astype(int)
+        found = cells.read_region(x, y, width, height, level=level).astype(int)
+        np.testing.assert_allclose(found, expected, atol=2)
+    small = slide.thumbnail(37).astype(int)
+    np.testing.assert_allclose(slide.thumbnail(37, read=cells.read_region).astype(int), small, atol=1)
 
 
 class Counted(Cells):

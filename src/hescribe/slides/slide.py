@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,14 @@ _BLOCK = 512  #: pixels, where a format does not say how it is stored
 _BAND = 32_000_000  #: pixels decoded at once for a thumbnail
 _BLENDED = 1_000_000  #: pixels that are laid on white at once
 _PLAUSIBLE_MPP = (0.05, 10.0)  #: outside, a resolution was written for a printer or a screen
+
+
+class ReadRegion(Protocol):
+    """``Slide.read_region``, or what gives the same pixels of regions inside a level."""
+
+    def __call__(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> Rgb:
+        """(height, width, 3), from the level's pixels."""
+        ...
 
 
 class Slide(ABC):
@@ -85,8 +94,16 @@ class Slide(ABC):
         width, height = self.level_sizes[level]
         return min(width, _BLOCK), min(height, _BLOCK)
 
-    def thumbnail(self, max_px: int) -> Rgb:
-        """The whole slide, its longer side at most ``max_px``; never more than a band of a level is held."""
+    def thumbnail(self, max_px: int, *, read: ReadRegion | None = None) -> Rgb:
+        """The whole slide, its longer side at most ``max_px``; never more than a band of a level is held.
+
+        Parameters
+        ----------
+        max_px
+            Pixels.
+        read
+            A quicker way to the same pixels than ``read_region``, where there is one.
+        """
         import cv2
 
         wanted = max(self.width, self.height) / max_px
@@ -94,12 +111,13 @@ class Slide(ABC):
         width, height = self.level_sizes[level]
         # First by a whole number, in bands, so that a slide without small levels is not held whole
         factor = max(1, int(max(width, height) / max_px))
-        image = self._shrink(level, factor) if factor > 1 else self.read_region(0, 0, width, height, level=level)
+        read = read or self.read_region
+        image = self._shrink(level, factor, read) if factor > 1 else read(0, 0, width, height, level=level)
         shrink = min(1.0, max_px / max(width, height))
         size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
-    def _shrink(self, level: int, factor: int) -> Rgb:
+    def _shrink(self, level: int, factor: int, read: ReadRegion) -> Rgb:
         """A level at a whole fraction of its size, averaged."""
         import cv2
 
@@ -109,7 +127,7 @@ class Slide(ABC):
         bands = []
         for top in range(0, height, high):
             rows = min(high, height - top)
-            band = self.read_region(0, top, width, rows, level=level)
+            band = read(0, top, width, rows, level=level)
             # Made whole by repeating the last pixels, so that those at the edges stand for what they show
             right, below = small_width * factor - width, -rows % factor
             whole = cv2.copyMakeBorder(band, 0, below, 0, right, cv2.BORDER_REPLICATE) if right or below else band

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hescribe.errors import InputError
-from hescribe.slides.slide import Rgb, Slide
+from hescribe.slides.slide import ReadRegion, Rgb, Slide
 from hescribe.types import Centres, Level0Px, Microns, Mpp
 
 Mask = npt.NDArray[np.bool_]
@@ -53,15 +53,26 @@ class Tissue:
         return found
 
 
-def find_tissue(slide: Slide, *, mpp: Mpp, mask_um: Microns = MASK_UM) -> Tissue:
+def find_tissue(slide: Slide, *, mpp: Mpp, mask_um: Microns = MASK_UM, read: ReadRegion | None = None) -> Tissue:
     """The tissue of a slide.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    mpp
+        µm per pixel.
+    mask_um
+        Side of the mask's pixels, at least.
+    read
+        A quicker way to the slide's pixels, where there is one.
 
     Raises
     ------
     InputError
         There is none.
     """
-    small = slide.thumbnail(max(1, round(max(slide.width, slide.height) * mpp / mask_um)))
+    small = slide.thumbnail(max(1, round(max(slide.width, slide.height) * mpp / mask_um)), read=read)
     pixel = (slide.width / small.shape[1], slide.height / small.shape[0])
     mask = mask_tissue(small, pixel_um=pixel[0] * mpp)
     if not mask.any():

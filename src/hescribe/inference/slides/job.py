@@ -197,7 +197,7 @@ class SlideJob:
         return plan
 
     def _begin(self, work: Work, cells: Cells) -> dict[str, Any]:
-        tissue = find_tissue(self.slide, mpp=self.mpp)
+        tissue = find_tissue(self.slide, mpp=self.mpp, read=cells.read_region)
         size = {"width": self.slide.width, "height": self.slide.height}
         centres = lay_grid(tissue, mpp=self.mpp, stride_um=self.facts["stride_um"], **size)
         if not len(centres):
