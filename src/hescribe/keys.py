@@ -10,6 +10,11 @@ PROVENANCE = "hescribe"  #: uns: where the data came from
 CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions, spots × types
 SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
 
+# scalefactors of a section in uns["spatial"], as spaceranger names them
+MICRONS_PER_PIXEL = "microns_per_pixel"  #: of the full-resolution image
+BIN_UM = "bin_size_um"  #: side of a square bin
+SPOT_DIAMETER = "spot_diameter_fullres"  #: pixels; of a bin its side
+
 # obs of a section
 ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
