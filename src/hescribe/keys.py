@@ -19,6 +19,7 @@ SPOT_DIAMETER = "spot_diameter_fullres"  #: pixels; of a bin its side
 ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
 IN_TISSUE = "in_tissue"
+N_CELLS = "n_cells"  #: cells whose centroid lies in the bin
 ANNOTATION = "annotation"  #: label given by a pathologist
 CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
 TLS = "tls"  #: number of the lymphoid structure, 0 outside; uns: how they were called

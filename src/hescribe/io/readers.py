@@ -15,6 +15,7 @@ from hescribe.io.formats.st import read_st
 from hescribe.io.formats.tables import add_annotations, add_cell_types
 from hescribe.io.formats.visium import is_binned, read_visium
 from hescribe.io.formats.visium_hd import read_visium_hd
+from hescribe.io.formats.xenium import EXPERIMENT, read_xenium
 from hescribe.io.manifest import ManifestRow
 from hescribe.io.pitch import Lattice, is_checkerboard, spot_pitch
 from hescribe.io.schema import check_section
@@ -51,6 +52,7 @@ READERS: dict[str, Technology] = {
     "st": Technology(read_st, pitch_um=200.0, lattice="square", spot_um=100.0),
     "visium": Technology(read_visium, pitch_um=100.0, lattice="hexagonal"),
     "visium_hd": Technology(read_visium_hd, binned=True),
+    "xenium": Technology(read_xenium, binned=True),
     "hest": Technology(read_hest),
     "h5ad": Technology(read_h5ad),
 }
@@ -84,6 +86,8 @@ def technology_of(row: ManifestRow) -> str:
 
 def _infer(path: Path) -> str | None:
     if path.is_dir():
+        if any((p / EXPERIMENT).is_file() for p in (path, path / "outs")):
+            return "xenium"
         if is_binned(path):
             return "visium_hd"
         places = (path / "spatial", path / "outs" / "spatial")

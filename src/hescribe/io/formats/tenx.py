@@ -86,8 +86,8 @@ def _read_mtx(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
 
     try:
         matrix = sparse.csr_matrix(mmread(_either(folder, "matrix.mtx")).T)
-        barcodes = pd.read_csv(_either(folder, "barcodes.tsv"), header=None, sep="\t")[0]
-        features = pd.read_csv(_either(folder, "features.tsv", "genes.tsv"), header=None, sep="\t")
+        barcodes = _read_text(_either(folder, "barcodes.tsv"))[0]
+        features = _read_text(_either(folder, "features.tsv", "genes.tsv"))
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise InputError(f"not a readable 10x matrix folder ({error})", path=folder) from error
     if matrix.shape != (len(barcodes), len(features)):
@@ -99,6 +99,11 @@ def _read_mtx(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
     # The oldest files have no third column: all are genes
     kind = features[2] if 2 in features else pd.Series("Gene Expression", index=features.index)
     return matrix, pd.Index(barcodes), pd.DataFrame({"id": features[0], "name": features[1], "feature_type": kind})
+
+
+def _read_text(file: Path) -> pd.DataFrame:
+    """All cells as text: cells of a tissue may be named by numbers, and a gene may be called NA."""
+    return pd.read_csv(file, header=None, sep="\t", dtype=str, keep_default_na=False)
 
 
 def _either(folder: Path, *names: str) -> Path:
