@@ -10,10 +10,16 @@ PROVENANCE = "hescribe"  #: uns: where the data came from
 CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions, spots × types
 SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
 
+# scalefactors of a section in uns["spatial"], as spaceranger names them
+MICRONS_PER_PIXEL = "microns_per_pixel"  #: of the full-resolution image
+BIN_UM = "bin_size_um"  #: side of a square bin
+SPOT_DIAMETER = "spot_diameter_fullres"  #: pixels; of a bin its side
+
 # obs of a section
 ARRAY_ROW = "array_row"
 ARRAY_COL = "array_col"
 IN_TISSUE = "in_tissue"
+N_CELLS = "n_cells"  #: cells whose centroid lies in the bin
 ANNOTATION = "annotation"  #: label given by a pathologist
 CELL_TYPE = "cell_type"  #: type of a cell of a single-cell reference
 TLS = "tls"  #: number of the lymphoid structure, 0 outside; uns: how they were called

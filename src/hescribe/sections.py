@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.pitch import spot_pitch
-from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
+from hescribe.io.readers import READERS, mpp_from_files, mpp_from_pitch, read_expression, technology_of
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
 from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
 from hescribe.types import Mpp
+
+_FEWEST_INSIDE = 0.5  #: share of the bins within the image, below which it must be another image
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,24 @@ class Section:
             if not kept.any():
                 raise InputError("no patch belongs to a spot of the section", path=self._patches)
             adata = adata[kept].copy()
+        elif self.image is not None and self.image.exists() and READERS[technology_of(self.row)].binned:
+            return self._within_image(adata)
         return adata
+
+    def _within_image(self, adata: ad.AnnData) -> ad.AnnData:
+        """Without the bins that the image does not show: what was measured and what was scanned differ at the edges."""
+        x, y = np.asarray(adata.obsm[keys.SPATIAL]).T
+        width, height = self.slide.width, self.slide.height
+        inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        if inside.all():
+            return adata
+        told = f"{(~inside).sum()} of {adata.n_obs} bins lie outside the image of {width} × {height} px"
+        if inside.mean() < _FEWEST_INSIDE:
+            reach = f" (x from {x.min():.0f} to {x.max():.0f}, y from {y.min():.0f} to {y.max():.0f})"
+            fix = "is this the section's full-resolution image, and the alignment, where there is one, its own?"
+            raise InputError(told + reach, path=self.image, fix=fix)
+        warnings.warn(f"{self.image}: {told}; they are left out", HescribeWarning, stacklevel=2)
+        return adata[inside].copy()
 
     @property
     def cell_types(self) -> pd.DataFrame | None:
@@ -101,7 +121,7 @@ class Section:
 
     @cached_property
     def mpp(self) -> Mpp:
-        """µm per full-resolution pixel, from the image, the spot pitch or the manifest, in this order of trust.
+        """µm per full-resolution pixel: from the image, the spots' files or pitch or the manifest, in this order of trust.
 
         Raises
         ------
@@ -116,7 +136,8 @@ class Section:
         metadata = self._hest_mpp() if hest else None
         if metadata is None and self.image and not self._patches:
             metadata = self.slide.mpp
-        return resolve_mpp(metadata=metadata, pitch=pitch, manifest=self.row.mpp, path=path)
+        files = mpp_from_files(self.row, self.adata) if self.has_expression else None
+        return resolve_mpp(metadata=metadata, files=files, pitch=pitch, manifest=self.row.mpp, path=path)
 
     def _hest_mpp(self) -> Mpp | None:
         """What HEST-1k's metadata says: ``metadata/<id>.json`` beside the folders ``st``, ``wsis`` and ``patches``."""

@@ -20,7 +20,7 @@ from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
 from hescribe.io.manifest import ManifestRow
-from hescribe.io.readers import mpp_from_pitch, read_expression, technology_of
+from hescribe.io.readers import READERS, mpp_from_pitch, read_expression, technology_of
 
 BARCODES = [f"AAC{i}-1" for i in range(6)]
 SYMBOLS = ["ACTB", "MT-CO1", "TP53", "TP53", "CD3"]
@@ -179,3 +179,11 @@ def test_a_denser_array_is_not_taken_for_the_usual_one() -> None:
     adata = ad.AnnData(sparse.csr_matrix((len(grid), 1)), obs=obs)
     adata.obsm[keys.SPATIAL] = grid * 100.0
     assert mpp_from_pitch(row(Path("a.tsv"), technology="st"), adata) is None
+
+
+def test_every_technology_stands_in_the_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "start.md").read_text()
+    column = next(line for line in text.splitlines() if line.startswith("| `technology` |"))
+    for name in READERS:
+        assert f"`{name}`" in column
+        assert f"\n| `{name}` | " in text

@@ -13,7 +13,9 @@ from hescribe.errors import InputError
 from hescribe.io.formats.h5ad import read_h5ad, read_hest
 from hescribe.io.formats.st import read_st
 from hescribe.io.formats.tables import add_annotations, add_cell_types
-from hescribe.io.formats.visium import read_visium
+from hescribe.io.formats.visium import is_binned, read_visium
+from hescribe.io.formats.visium_hd import read_visium_hd
+from hescribe.io.formats.xenium import EXPERIMENT, read_xenium
 from hescribe.io.manifest import ManifestRow
 from hescribe.io.pitch import Lattice, is_checkerboard, spot_pitch
 from hescribe.io.schema import check_section
@@ -34,17 +36,23 @@ class Technology:
         How its spots are printed, where it prints them.
     spot_um
         Diameter of a spot, where the technology fixes it and its files do not say.
+    binned
+        Its spots are square bins over all that was measured: the files say how many µm a pixel has (the reader puts
+        it into ``scalefactors``), and bins may lie beyond the image.
     """
 
     read: Callable[[ManifestRow], ad.AnnData]
     pitch_um: Microns | None = None
     lattice: Lattice | None = None
     spot_um: Microns | None = None
+    binned: bool = False
 
 
 READERS: dict[str, Technology] = {
     "st": Technology(read_st, pitch_um=200.0, lattice="square", spot_um=100.0),
     "visium": Technology(read_visium, pitch_um=100.0, lattice="hexagonal"),
+    "visium_hd": Technology(read_visium_hd, binned=True),
+    "xenium": Technology(read_xenium, binned=True),
     "hest": Technology(read_hest),
     "h5ad": Technology(read_h5ad),
 }
@@ -78,6 +86,10 @@ def technology_of(row: ManifestRow) -> str:
 
 def _infer(path: Path) -> str | None:
     if path.is_dir():
+        if any((p / EXPERIMENT).is_file() for p in (path, path / "outs")):
+            return "xenium"
+        if is_binned(path):
+            return "visium_hd"
         places = (path / "spatial", path / "outs" / "spatial")
         return "visium" if any(p.is_dir() for p in places) else None
     if path.suffix == ".h5ad":
@@ -122,3 +134,10 @@ def mpp_from_pitch(row: ManifestRow, adata: ad.AnnData) -> Mpp | None:
         return None
     pitch_px = spot_pitch(adata, technology.lattice)
     return technology.pitch_um / pitch_px if pitch_px is not None else None
+
+
+def mpp_from_files(row: ManifestRow, adata: ad.AnnData) -> Mpp | None:
+    """µm per pixel as the technology's own files say, where they do."""
+    if not READERS[technology_of(row)].binned:
+        return None
+    return float(adata.uns[keys.SPATIAL][row.section_id]["scalefactors"][keys.MICRONS_PER_PIXEL])

@@ -70,12 +70,13 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
 def resolve_mpp(
     *,
     metadata: Mpp | None,
+    files: Mpp | None = None,
     pitch: Mpp | None = None,
     manifest: Mpp | None = None,
     option: Mpp | None = None,
     path: Path,
 ) -> Mpp:
-    """µm per pixel from, in order of trust, the image's metadata, the spots' pitch, the manifest and ``--mpp``.
+    """µm per pixel from, in order of trust, the image's metadata, the spots' files and pitch, the manifest, ``--mpp``.
 
     Warns (`HescribeWarning`) where two of them differ by more than 10 %.
 
@@ -84,7 +85,13 @@ def resolve_mpp(
     InputError
         None of them is known.
     """
-    sources = {"the image's metadata": metadata, "the spots' pitch": pitch, "the manifest": manifest, "--mpp": option}
+    sources = {
+        "the image's metadata": metadata,
+        "the files of the spots": files,
+        "the spots' pitch": pitch,
+        "the manifest": manifest,
+        "--mpp": option,
+    }
     known = {name: float(v) for name, v in sources.items() if v is not None and math.isfinite(v) and v > 0}
     if not known:
         raise InputError("µm per pixel is not known", path=path, fix="pass --mpp, or fill the manifest's column 'mpp'")
