@@ -252,3 +252,21 @@ def test_blended_by_parts_it_is_the_product(rows: int, monkeypatch: pytest.Monke
 def test_a_processor_keeps_no_second_copy_of_the_keys(reference: Reference) -> None:
     reference.search(np.ones((1, 6), dtype="f"), 3)
     assert not reference._resident
+
+
+def test_a_copy_that_was_interrupted_is_not_taken_for_whole(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to be kept as it was, zeros and all, and the next prediction was made with it."""
+    import hescribe.reference.store as module
+
+    def fail(_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(module, "fits", lambda size, device: True)
+    with monkeypatch.context() as out_of_memory, pytest.raises(RuntimeError):
+        out_of_memory.setattr(module.torch, "from_numpy", fail)
+        reference._dense_on("cpu")
+    dense = reference._dense_on("cpu")
+    assert dense is not None
+    np.testing.assert_array_equal(dense.numpy(), reference.expression.toarray())

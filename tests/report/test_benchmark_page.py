@@ -8,7 +8,8 @@ import pytest
 
 from hescribe.errors import InputError
 from hescribe.evaluation.published import beside_published
-from hescribe.report.benchmark import details, results, words
+from hescribe.report.benchmark import details, page, results, words
+from hescribe.report.tools import _text
 
 LOPO = "leave-one-patient-out"
 
@@ -107,3 +108,17 @@ def test_published_figures_must_say_how_they_differ() -> None:
     with pytest.raises(InputError, match="lack the column source"):
         beside_published(methods(), published().drop(columns="source"))
     assert beside_published(methods(), None)[0].empty
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.26, "0.260"), (0.4567, "0.457"), (0.0, "0"), (12.0, "12"), (99.96, "100"), (999.7, "1,000"),
+     (1.5e-7, "1.50e-07"), (np.inf, "inf"), (np.nan, "–"), ("ridge", "ridge")],
+)  # fmt: skip
+def test_numbers_of_a_column_stand_in_line(value: object, text: str) -> None:
+    assert _text(value) == text
+
+
+@pytest.mark.parametrize(("seeds", "said"), [([2, 2, 2], "over 2 seeds."), ([3, 1, 2], "over 1 to 3 seeds.")])
+def test_how_many_seeds_the_means_are_over(seeds: list[int], said: str) -> None:
+    assert page._lead(methods().assign(n_seeds=seeds, n_sections=6)).endswith(said)

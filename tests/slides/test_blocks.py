@@ -178,3 +178,9 @@ def test_blocks_never_written_are_white(tmp_path: Path) -> None:
     assert isinstance(cells, TiffCells)
     np.testing.assert_array_equal(cells.decode(0, 0, 0), PIXELS[:64, :64])
     assert (cells.decode(0, 1, 0) == 255).all()
+
+
+def test_a_system_that_does_not_say_which_processors_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS and Windows have no ``sched_getaffinity``: no slide could be predicted there."""
+    monkeypatch.delattr(sweep_module.os, "sched_getaffinity", raising=False)
+    assert sweep_module._processors() >= 1

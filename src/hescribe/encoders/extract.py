@@ -136,7 +136,10 @@ def encode_batch(module: nn.Module, images: Tensor, *, views: int = 1, precision
         (n, width) float32.
     """
     total = torch.zeros((), device=images.device)
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    # Weights that autocast has converted are kept for all threads alike: on a GPU, where each thread has a stream of
+    # its own, another could read them before they are written
+    kept = images.device.type == "cpu"
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=kept):
         for view in dihedral_views(images, views):
             total = total + module(view.contiguous(memory_format=torch.channels_last)).float()
     return total / views

@@ -142,7 +142,7 @@ def check_provenance(prediction: ad.AnnData, *, allow_same_patient: bool) -> Non
     if bool(told.get("patient_seen_in_training", False)) and not allow_same_patient:
         raise LeakageError(
             f"patient {told.get('patient', '')!r} of section {name!r} was in the training of the model",
-            fix="allow the same patient; the result is then labelled so",
+            fix="pass --allow-same-patient (allow_same_patient=True), and the result is labelled so",
         )
 
 

@@ -121,10 +121,11 @@ class Reference:
         there, name = self._resident, ("expression", device)
         if name not in there and fits(4 * spots * genes, device):
             rows = max(1, BUDGET_BYTES // (4 * max(genes, 1)))
-            there[name] = torch.empty(spots, genes, device=device)
+            dense = torch.empty(spots, genes, device=device)
             for start in range(0, spots, rows):
                 block = self.expression[start : start + rows].toarray()
-                there[name][start : start + rows] = torch.from_numpy(block.astype(np.float32, copy=False))
+                dense[start : start + rows] = torch.from_numpy(block.astype(np.float32, copy=False))
+            there[name] = dense  # whole: had it come to less, the next who asks would take it as it is
         return there.get(name)
 
     @cached_property

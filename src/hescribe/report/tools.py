@@ -145,7 +145,9 @@ def _text(value: Any) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    if abs(value) < 1e9 and (abs(value) >= 100 or value == round(value)):
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")  # 0.260 below 0.537: digits of a column stand in line
 
 
 def _render(values: Mapping[str, Any], script: str, data: Any) -> str:

@@ -121,7 +121,10 @@ def test_the_tooltip_says_value_interval_and_novelty(browser: Browser, viewer: V
     look(browser, viewer, "FLAT")
     browser.move(*on_screen(browser, 15, 12))
     assert browser.run(TEXT.format("tooltip")).splitlines()[:2] == ["FLAT", "1.50"]
-    assert "is not known" in browser.run(TEXT.format("trust"))
+    assert "no section that was left out could say" in browser.run(TEXT.format("trust"))
+    legend = browser.run(TEXT.format("legend"))
+    assert "1.50 everywhere" in legend
+    assert "2.50" not in legend
 
 
 def test_zooming_keeps_what_is_under_the_pointer(browser: Browser, viewer: Viewer) -> None:

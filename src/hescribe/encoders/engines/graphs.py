@@ -62,11 +62,12 @@ class _Recording:
     def play(self, images: Tensor) -> Tensor:
         stream = torch.cuda.current_stream(images.device)
         self._free.wait(stream)
-        self._images.copy_(images)
-        self._graph.replay()
-        features = self._features.clone()
-        self._free.record(stream)
-        return features
+        try:
+            self._images.copy_(images)
+            self._graph.replay()
+            return self._features.clone()
+        finally:  # also where there is no memory for the copy: by then the kernels are on their way
+            self._free.record(stream)
 
 
 def _record(module: nn.Module, images: Tensor) -> _Recording | None:
@@ -91,4 +92,6 @@ def _record(module: nn.Module, images: Tensor) -> _Recording | None:
         logger.debug(f"not recorded as a CUDA graph: {error}")
         torch.cuda.synchronize(images.device)
         return None
+    if not same:
+        logger.debug("not used as a CUDA graph: it gives other features")
     return recording if same else None

@@ -157,7 +157,7 @@ class CohortSummary:
 
     def _as_markdown(self) -> str:
         parts = ["# Cohort", _table(self.counts.keys(), [self.counts.values()])]
-        speed = f"{self.tiles:,} tiles in {self.seconds:,.0f} s on {self.workers} workers"
+        speed = f"{self.tiles:,} tiles in {self.seconds:,.0f} s on {self.workers} worker{'s' * (self.workers != 1)}"
         parts.append(f"{speed} ({self.tiles_per_second:,.0f} tiles/s).")
         failed = self.of("failed")
         if failed:

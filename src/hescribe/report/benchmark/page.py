@@ -81,7 +81,10 @@ def _chapters(tables: Mapping[str, pd.DataFrame]) -> list[Chapter]:
 
 def _lead(methods: pd.DataFrame) -> str:
     encoders = short_encoders(methods["encoder"])
-    seeds = f", means over up to {methods['n_seeds'].max()} seeds" if "n_seeds" in methods else ""
+    seeds = ""
+    if "n_seeds" in methods:
+        fewest, most = int(methods["n_seeds"].min()), int(methods["n_seeds"].max())
+        seeds = f", means over {most if fewest == most else f'{fewest} to {most}'} seeds"
     return (
         f"{many(methods['method'].nunique(), 'method')} on {listed(encoders.values())}; "
         f"{listed(dict.fromkeys(methods['protocol']))}, {many(int(methods['n_sections'].max()), 'section')}{seeds}."

@@ -70,7 +70,7 @@ class Sweep:
             The slide is damaged where a tile lies.
         """
         stop = len(self.placements[0].corners) if stop is None else stop
-        threads = threads or min(16, len(os.sched_getaffinity(0)))
+        threads = threads or min(16, _processors())
         held = _Held(self.cells, _last_uses(self.cells, self.placements, stop), threads)
         waiting: deque[Future[Batch]] = deque()
         # Two pools: cutting waits for decoding, so they must not wait for the same workers
@@ -182,6 +182,11 @@ class _Held:
     def _size(self, cell: Cell) -> int:
         width, height = self._cells.size(cell[0])
         return 3 * width * height
+
+
+def _processors() -> int:
+    """That this process may use; all of them, where the system does not say which."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _spans(cells: Cells, placement: Placement, rows: slice) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,5 +244,13 @@ def _settings(plan: Plan, sections: Sequence[Section], folder: Path) -> dict[str
 
 
 def _told(variant: Mapping[str, Any]) -> str:
-    """``method bleep, fine_tune True``."""
-    return ", ".join(f"{name} {value}" for name, value in variant.items())
+    """``method bleep, fine_tune True, options.retrieval.k 100``."""
+    return ", ".join(_flat(variant))
+
+
+def _flat(settings: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{within}{name}.")
+        else:
+            yield f"{within}{name} {value}"

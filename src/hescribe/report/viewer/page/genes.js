@@ -3,6 +3,8 @@ const BEYOND = 6; // rows made above and below
 
 export const spoken = (value, digits = 2) => (value === null || !Number.isFinite(value) ? "–" : value.toFixed(digits).replace(/^-(0\.0+)$/, "$1").replace("-", "−"));
 
+export const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
 export const make = (tag, text = "", className = "") => {
   const node = document.createElement(tag);
   node.textContent = text; // never as HTML: names come from data
@@ -43,8 +45,7 @@ export class Genes {
     this.shown = this.orders[this.order.value].filter((i) => this.folded[i].includes(wanted));
     // A name typed in full comes first, before those that contain it
     if (wanted) this.shown.sort((a, b) => (this.folded[b] === wanted) - (this.folded[a] === wanted));
-    const count = this.shown.length.toLocaleString("en");
-    document.getElementById("found").textContent = this.shown.length ? `${count} gene${this.shown.length === 1 ? "" : "s"}` : "No gene matches";
+    document.getElementById("found").textContent = this.shown.length ? counted(this.shown.length, "gene") : "No gene matches";
     this.rows.firstElementChild.style.height = `${this.shown.length * this.height}px`;
     this.rows.scrollTop = 0;
     this.render();

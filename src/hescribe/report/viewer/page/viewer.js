@@ -1,5 +1,5 @@
 // Joins the parts: what is looked at, what is drawn, and the address that leads back to it.
-import { Genes, make, spoken } from "./genes.js";
+import { Genes, counted, make, spoken } from "./genes.js";
 import { Camera, listen } from "./map.js";
 import { Slide } from "./slide.js";
 import { Tiles, range } from "./tiles.js";
@@ -86,12 +86,20 @@ const scaleBar = () => {
   byId("scale-bar").hidden = false;
 };
 
+// What stands at either end of the legend; of a constant one value, not a second that is made up
+const ends = () => {
+  const { sorted, limits } = state;
+  if (sorted && !sorted.length) return ["no value", ""];
+  if (sorted && sorted[0] === sorted[sorted.length - 1]) return [`${spoken(sorted[0])} everywhere`, ""];
+  const [below, above] = byId("clip").value === "0" ? ["", ""] : ["≤ ", "≥ "];
+  return [`${below}${spoken(limits[0])}`, `${above}${spoken(limits[1])}`];
+};
+
 const colour = () => {
   if (state.values) state.limits = range(state.sorted, Number(byId("clip").value));
   tiles.show(state.values, state.limits, limit());
-  const clipped = byId("clip").value !== "0";
-  byId("low").textContent = `${clipped ? "≤ " : ""}${spoken(state.limits[0])}`;
-  byId("high").textContent = `${clipped ? "≥ " : ""}${spoken(state.limits[1])}`;
+  [byId("low").textContent, byId("high").textContent] = ends();
+  byId("legend").querySelector("canvas").hidden = !byId("high").textContent;
   redraw();
 };
 
@@ -101,7 +109,7 @@ const introduce = (gene) => {
   byId("gene").querySelector("h2").textContent = facts.genes[gene];
   byId("legend").querySelector("strong").textContent = facts.genes[gene];
   const trust = byId("trust");
-  if (expected === null) trust.textContent = "How well this gene is predicted is not known: the method was trained without left-out sections.";
+  if (expected === null) trust.textContent = `How well this gene is predicted is not known: ${facts.expected.every((e) => e === null) ? "the method was trained without left-out sections" : "no section that was left out could say"}.`;
   else {
     trust.replaceChildren("Expected PCC ", make("b", spoken(expected)));
     if (interval !== null) trust.append(" · 90% interval ", make("b", `±\u00a0${spoken(interval)}`));
@@ -229,7 +237,7 @@ byId("link").addEventListener("click", async () => {
 
 byId("name").textContent = facts.name;
 const about = Object.fromEntries(facts.about);
-byId("byline").textContent = [about.method, about.encoder, `${tiles.count.toLocaleString("en")} tiles`, `${facts.genes.length.toLocaleString("en")} genes`].filter(Boolean).join(" · ");
+byId("byline").textContent = [about.method, about.encoder, counted(tiles.count, "tile"), counted(facts.genes.length, "gene")].filter(Boolean).join(" · ");
 byId("about").append(...facts.about.flatMap(([name, value]) => [make("dt", name.replaceAll("_", " ")), make("dd", value)]));
 byId("remark").textContent = facts.remark;
 byId("remark").hidden = !facts.remark;
