@@ -88,6 +88,19 @@ def test_bins_are_chosen_by_pointing_at_them(run: Path, given: str, size: int) -
     assert factors["spot_diameter_fullres"] == pytest.approx(size / MPP)
 
 
+def test_scanpy_reads_the_same_from_these_files(run: Path) -> None:
+    import scanpy as sc
+
+    folder = run / "outs" / "binned_outputs" / "square_016um"
+    theirs = sc.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")
+    theirs.var_names_make_unique()
+    ours = read_expression(row(folder))
+    assert list(theirs.obs_names) == list(ours.obs_names)
+    for ours_name, theirs_names in {"A": ["A", "A-1"], "MT-B": ["MT-B"], "C": ["C"]}.items():
+        expected = theirs[:, theirs_names].X.toarray().sum(axis=1)
+        np.testing.assert_array_equal(ours[:, ours_name].X.toarray().ravel(), expected)
+
+
 def test_the_folder_of_tables_does_for_the_matrix(run: Path) -> None:
     folder = run / "outs" / "binned_outputs" / "square_016um"
     before = read_expression(row(folder))
