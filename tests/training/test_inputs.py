@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -186,3 +188,29 @@ def test_a_loader_that_reads_ahead_gives_the_same_batches_in_the_same_order() ->
     one, other = ([batch.images.tolist() for batch in loader] for loader in loaders)
     assert one == other
     assert len(one) == 2
+
+
+def test_a_loader_that_reads_ahead_may_be_left_early_and_says_what_went_wrong() -> None:
+    """A thread that stayed behind would keep its batch, and an error in it must not end an epoch quietly."""
+
+    class Broken(Spots):
+        def __getitems__(self, indices: list[int]) -> Any:
+            if 11 in indices:
+                raise OSError("the disk is gone")
+            return super().__getitems__(indices)
+
+    before = threading.active_count()
+    features = np.arange(24, dtype="f").reshape(12, 2)
+    spots = Broken([features], sparse.csr_matrix(np.eye(12, dtype="f")), np.zeros(12, dtype=np.intp))
+    loader = AheadLoader(spots, batch_sampler=[[0, 1], [2, 3], [4, 5], [10, 11]], collate_fn=whole)
+    for _ in range(2):
+        going = iter(loader)
+        assert next(going).images.tolist() == features[:2].tolist()
+        going.close()
+        assert threading.active_count() == before
+    seen = 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        for batch in loader:
+            seen += len(batch.images)
+    assert seen == 6
+    assert threading.active_count() == before

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hescribe import keys
 from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
-from hescribe.inference.slides import job, predict_slide, predict_slides, prepared
+from hescribe.inference.slides import features, job, predict_slide, predict_slides, prepared
 from hescribe.inference.slides.plan import Work
 from hescribe.slides.blocks.sweep import Batch
 from tests.inference.slides.made import draw_slide, make_bundle, write_slide
@@ -42,8 +44,6 @@ class Sweep:
     ],
 )  # fmt: skip
 def test_choice(seconds: float, noise: float, precision: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     exact = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 8)))
     odd = exact.clone()
     odd[1] += noise * exact[1].norm() * torch.eye(8)[0]
@@ -177,3 +177,23 @@ def test_begun_with_another_version(slide: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(OutputError, match="another --engine, or version"):
         predict_slide(bundle, slide, output)
     assert predict_slide(bundle, slide, output, overwrite=True) == output
+
+
+def test_who_stops_does_not_wait_for_batches_that_were_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They used to be encoded to the last before Ctrl-C was heard."""
+    encoded, stopped = [], threading.Event()
+
+    def encode(_module: object, images: torch.Tensor, **_: object) -> torch.Tensor:
+        encoded.append(len(images))
+        if len(encoded) > 2:  # each batch is looked at twice: by the encoder, and for its colours
+            stopped.wait(5)
+        return torch.zeros(len(images), 1)
+
+    monkeypatch.setattr(features, "encode_batch", encode)
+    encoder = prepared.PreparedEncoder(make_bundle().encoder)
+    batches = (Batch(i, [np.zeros((1, 8, 8, 3), np.uint8)]) for i in range(20))
+    going = features.encode_in_order(batches, encoder, 1, "fp32", devices=["cpu"])
+    next(going)
+    threading.Timer(0.5, stopped.set).start()
+    going.close()
+    assert len(encoded) == 4  # the one given out, and the one that was running

@@ -106,6 +106,7 @@ def encode_in_order(
     waiting: deque[Future[Encoded]] = deque()
     with ExitStack() as stack:
         pools = [stack.enter_context(ThreadPoolExecutor(_threads(device))) for device in devices]
+        stack.callback(_cancel, waiting)  # who stops waits for what is running, not for what was to come
         for i, batch in enumerate(batches):
             turn = i % len(devices)
             waiting.append(pools[turn].submit(encode, modules[turn], devices[turn], batch))
@@ -115,6 +116,11 @@ def encode_in_order(
             yield waiting.popleft().result()
     for device, (module, _) in zip(devices, modules, strict=True):
         prepared.put_back(device, engine, precision, module)
+
+
+def _cancel(futures: Iterable[Future[Encoded]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 def _threads(device: str) -> int:
