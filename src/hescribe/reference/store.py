@@ -86,8 +86,11 @@ class Reference:
         """The keys; as they are searched, where a GPU has room for them, so that they are brought there once."""
         there = self._resident
         if (similarity, device) not in there and fits(self.embedding.nbytes, device):
-            blocks = np.array_split(self.embedding, max(1, self.embedding.nbytes // BUDGET_BYTES))
-            there[similarity, device] = torch.cat([prepare(block, similarity, device) for block in blocks])
+            rows = max(1, BUDGET_BYTES // max(4 * self.embedding.shape[1], 1))
+            brought = torch.empty(self.embedding.shape, device=device)
+            for start in range(0, len(brought), rows):
+                brought[start : start + rows] = prepare(self.embedding[start : start + rows], similarity, device)
+            there[similarity, device] = brought
         return there.get((similarity, device), self.embedding)
 
     @cached_property

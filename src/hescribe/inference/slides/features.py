@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from functools import cache
+from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,6 +97,10 @@ def encode_in_order(
     look = load_colours(prepared.encoder.input_px).module
     modules = [(prepared.take(device, engine, precision), copy.deepcopy(look).to(device)) for device in devices]
 
+    for device in devices:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)  # modules may still be on their way there, in another order than a stream's
+
     def encode(pair: tuple[nn.Module, nn.Module], device: str, batch: Batch) -> Encoded:
         module, look = pair
         with _own_stream(device):
@@ -105,7 +111,10 @@ def encode_in_order(
 
     waiting: deque[Future[Encoded]] = deque()
     with ExitStack() as stack:
-        pools = [stack.enter_context(ThreadPoolExecutor(_threads(device))) for device in devices]
+        pools = [
+            stack.enter_context(ThreadPoolExecutor(_threads(device), initializer=_number, initargs=(count(),)))
+            for device in devices
+        ]
         stack.callback(_cancel, waiting)  # who stops waits for what is running, not for what was to come
         for i, batch in enumerate(batches):
             turn = i % len(devices)
@@ -128,17 +137,25 @@ def _threads(device: str) -> int:
     return _FEEDERS if torch.device(device).type == "cuda" else 1
 
 
-_streams = threading.local()
+_feeder = threading.local()
+
+
+def _number(numbers: Iterator[int]) -> None:
+    """Give this thread a number among those that feed a device."""
+    _feeder.number = next(numbers)
+
+
+@cache
+def _stream(device: str, number: int) -> torch.cuda.Stream:
+    """The same for slide after slide: torch keeps memory for each stream apart."""
+    return torch.cuda.Stream(device)
 
 
 def _own_stream(device: str) -> AbstractContextManager[object]:
     """Work on a GPU in the order of this thread alone."""
     if torch.device(device).type != "cuda":
         return nullcontext()
-    if getattr(_streams, device, None) is None:
-        torch.cuda.synchronize(device)  # the module may still be on its way there, in another order
-        setattr(_streams, device, torch.cuda.Stream(device))
-    return torch.cuda.stream(getattr(_streams, device))
+    return torch.cuda.stream(_stream(device, _feeder.number))
 
 
 def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:
