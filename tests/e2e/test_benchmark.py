@@ -327,6 +327,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 def test_variants_stand_beside_plain_methods(sections: list[Section], tmp_path: Path, trained: Count) -> None:
     published = {"method": "bleep", "figure": "T", "set": "heg50", "pcc": 0.3, "protocol": LOPO, "source": "Doe",
                  "comparable": True, "differs": ""}  # fmt: skip
@@ -392,7 +393,7 @@ def test_mistakes_are_found_before_anything_is_written(sections: list[Section], 
     refuses("'_a' is no name of a variant", methods={"_a": {"method": "ridge"}})
     refuses("which method it is of is not said", methods={"a": {"views": 8}})
     refuses("unknown method 'magic'", methods={"a": {"method": "magic"}})
-    refuses("--variant 'a': epoch: Extra inputs", methods={"a": {"method": "bleep", "epoch": 8}})
+    refuses("--variant 'a': epoch: there is no such setting", methods={"a": {"method": "bleep", "epoch": 8}})
     refuses("seed is the same for all variants", methods={"a": {"method": "bleep", "seed": 8}})
     refuses("works on frozen features", methods={"a": {"method": "ridge", "fine_tune": True}})
     refuses("settings of bleep: magic", methods={"a": {"method": "bleep", "options": {"magic": 8}}})

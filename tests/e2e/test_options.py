@@ -69,7 +69,7 @@ def test_predict_tells_options_of_slides_from_those_of_sections(cli: Cli, ridge:
     assert not (tmp_path / "p").exists()
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", [m if m != "triplex" else pytest.param(m, marks=pytest.mark.slow) for m in TRAINED])
 def test_a_training_that_runs_away(cli: Cli, st: Path, tmp_path: Path, method: str) -> None:
     """It used to end in a KeyError, and its folder stayed."""
     given = ["train", st, "-o", tmp_path / "out", "--encoder", "stain", "--method", method, "--epochs", "3"]

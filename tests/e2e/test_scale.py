@@ -66,6 +66,7 @@ def test_it_is_judged_on_its_own_scale(median: Fitted, sections: list[Section], 
     assert written["unit"] == MEDIAN
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_of_its_scale(median: Fitted, sections: list[Section], tmp_path: Path) -> None:
     paths = predict_sections(median[0], sections[2:], tmp_path / "p")
     page = report_predictions(paths, tmp_path / "r", sections=sections[2:], bundle=median[0]).read_text()

@@ -199,10 +199,10 @@ def test_one_round_by_hand() -> None:
 def test_it_stops_when_nothing_changes() -> None:
     tiles, keys = planted()
     encoder = colour_encoder()
-    refined(tiles, keys, Refinement(candidates=2, rounds=1000), encoder=encoder)
+    refined(tiles, keys, Refinement(candidates=2, rounds=100), encoder=encoder)
     assert encoder.module.backbone.shown < 100
     encoder = colour_encoder()
-    refined(tiles, keys, Refinement(candidates=1, rounds=1000), encoder=encoder)
+    refined(tiles, keys, Refinement(candidates=1, rounds=100), encoder=encoder)
     assert encoder.module.backbone.shown <= 4  # one candidate: nothing to be refined after the check and the first look
 
 

@@ -222,7 +222,7 @@ def test_a_disk_that_hiccups_costs_nothing(slide: Path, tmp_path: Path, monkeypa
     output, read, count = tmp_path / "out.zarr", _File.read, iter(range(10**6))
 
     def stale(self: _File, offset: int, length: int) -> bytes:
-        if next(count) == 24:
+        if Work.beside(output).plan and next(count) == 24:  # not where tissue is looked for
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(self, offset, length)
 
