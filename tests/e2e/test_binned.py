@@ -66,7 +66,8 @@ def xenium(folder: Path, tissue: Numbers, rng: np.random.Generator) -> None:
     write_alignment(folder / "he_imagealignment.csv", [[0, scale, 0], [-scale, 0, SIDE * scale], [0, 0, 1]])
 
 
-@pytest.mark.parametrize("write", [pytest.param(visium_hd, marks=pytest.mark.slow), xenium], ids=lambda f: f.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [visium_hd, xenium], ids=lambda f: f.__name__)
 def test_two_sections_teach_and_a_third_is_predicted(write: object, tmp_path: Path, cli: Cli) -> None:
     lines = ["section_id,patient_id,image,expression"]
     for i in range(3):

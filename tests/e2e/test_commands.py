@@ -274,7 +274,7 @@ def test_nothing_is_overwritten_unasked(cli: Cli, st: Path, tmp_path: Path) -> N
 def test_benchmark(cli: Cli, manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
         'methods = ["mean", "ridge"]\nencoder = ["stain"]\ninner_folds = 0\nseed = 0\n'
-        '[variant."ridge, 8 views"]\nmethod = "ridge"\nviews = 8\n'
+        '[variant."ridge, 50 genes"]\nmethod = "ridge"\ngenes = "hvg:50"\n'
     )
     arguments = ["benchmark", manifest, "--config", tmp_path / "run.toml"]
     code, out, err = cli(*arguments, "-o", tmp_path / "b")
@@ -285,17 +285,17 @@ def test_benchmark(cli: Cli, manifest: Path, tmp_path: Path) -> None:
     assert table.loc[("ridge", "heg50"), "pcc"] > 0.2
     assert table.loc[("ridge", "heg50"), "n_sections"] == 3
     assert set(pd.read_csv(tmp_path / "b" / "comparisons.csv")["set"]) >= {"heg50", "hvg50", "all"}
-    assert table.loc[("ridge, 8 views", "heg50"), "pcc"] > 0.2
+    assert table.loc[("ridge, 50 genes", "heg50"), "pcc"] > 0.2
     resolved = yaml.safe_load((tmp_path / "b.config.yaml").read_text())
     assert resolved["methods"] == "mean,ridge"
-    assert yaml.safe_load(resolved["variant"][0]) == {"ridge, 8 views": {"method": "ridge", "views": 8}}
+    assert yaml.safe_load(resolved["variant"][0]) == {"ridge, 50 genes": {"method": "ridge", "genes": "hvg:50"}}
     given = [*arguments, "-o", tmp_path / "b"]
     for wrong in ("tuned", "tuned: fine_tune=true", "{", "tuned: {}"):
         assert "is no variant (write it as" in cli.refuses(*given, "--variant", wrong)
     twice = ["--variant", "a: {method: ridge}"] * 2
     assert "'a' is given twice" in cli.refuses(*given, *twice)
-    assert "another variant 'ridge, 8 views' (views 8, now 4)" in cli.refuses(
-        *given, "--variant", "ridge, 8 views: {method: ridge, views: 4}"
+    assert "another variant 'ridge, 50 genes' (genes hvg:50, now hvg:60)" in cli.refuses(
+        *given, "--variant", "ridge, 50 genes: {method: ridge, genes: 'hvg:60'}"
     )
     assert "other settings" in cli.refuses(*given, "--tile-um", "60")
     assert "'half' is not a number" in cli.refuses(*given, "--learning-curve", "0.1,half")

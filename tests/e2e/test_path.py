@@ -131,7 +131,11 @@ def few_spots(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
     return read_sections(make_synthetic(folder, n_patients=3, n_sections=1, side_um=600, mpp=1.0, n_genes=260, seed=3))
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+#: its 24 tiles around each spot take half a minute
+LONG = {"triplex"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in sorted(METHODS)])
 def test_every_method_goes_the_whole_way(name: str, few_spots: list[Section], tmp_path: Path) -> None:
     short = {"epochs": 2} if "optimisation" in METHODS[name].config.model_fields else {}
     options = {"neighbours": 3} if name == "triplex" else {}
