@@ -14,7 +14,7 @@ import tifffile
 
 from hescribe.errors import InputError
 from hescribe.slides.blocks import sweep as sweep_module
-from hescribe.slides.blocks.cells import Cells, RegionCells, TiffCells, open_cells
+from hescribe.slides.blocks.cells import Cells, RegionCells, TiffCells, open_cells, reading_threads
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import reading_order
 from hescribe.slides.reader import open_slide
@@ -182,5 +182,5 @@ def test_blocks_never_written_are_white(tmp_path: Path) -> None:
 
 def test_a_system_that_does_not_say_which_processors_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """macOS and Windows have no ``sched_getaffinity``: no slide could be predicted there."""
-    monkeypatch.delattr(sweep_module.os, "sched_getaffinity", raising=False)
-    assert sweep_module._processors() >= 1
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert reading_threads() >= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,18 +85,25 @@ class Reference:
 
     def _keys(self, similarity: Literal["cosine", "euclidean"], device: str) -> Features | Tensor:
         """The keys; as they are searched, where a GPU has room for them, so that they are brought there once."""
-        there = self._resident
-        if (similarity, device) not in there and fits(self.embedding.nbytes, device):
-            rows = max(1, BUDGET_BYTES // max(4 * self.embedding.shape[1], 1))
-            brought = torch.empty(self.embedding.shape, device=device)
-            for start in range(0, len(brought), rows):
-                brought[start : start + rows] = prepare(self.embedding[start : start + rows], similarity, device)
-            there[similarity, device] = brought
-        return there.get((similarity, device), self.embedding)
+        brought = self._bring(
+            similarity, device, self.embedding.shape, lambda rows: prepare(self.embedding[rows], similarity, device)
+        )
+        return self.embedding if brought is None else brought
+
+    def _bring(self, what: str, device: str, shape: tuple[int, ...], read: Callable[[slice], Tensor]) -> Tensor | None:
+        """A table by rows to a GPU that has room for it, once; None elsewhere."""
+        there, size = self._resident, 4 * shape[0] * shape[1]
+        if (what, device) not in there and fits(size, device):
+            table, step = torch.empty(shape, device=device), max(1, BUDGET_BYTES // (4 * max(shape[1], 1)))
+            for start in range(0, shape[0], step):
+                rows = slice(start, start + step)
+                table[rows] = read(rows)
+            there[what, device] = table  # whole: had it come to less, the next who asks would take it as it is
+        return there.get((what, device))
 
     @cached_property
     def _resident(self) -> dict[tuple[str, str], Tensor]:
-        """What lies on GPUs: keys by similarity and device, and the dense expression as ``"expression"``."""
+        """What lies on GPUs, by what it is and the device: keys by their similarity, and ``"expression"``."""
         return {}
 
     def weights(self, queries: Features, how: Retrieval, *, device: str = "cpu") -> SparseExpression:
@@ -120,16 +128,11 @@ class Reference:
 
     def _dense_on(self, device: str) -> Tensor | None:
         """(m, g) expression on a GPU that has room for it."""
-        spots, genes = self.expression.shape
-        there, name = self._resident, ("expression", device)
-        if name not in there and fits(4 * spots * genes, device):
-            rows = max(1, BUDGET_BYTES // (4 * max(genes, 1)))
-            dense = torch.empty(spots, genes, device=device)
-            for start in range(0, spots, rows):
-                block = self.expression[start : start + rows].toarray()
-                dense[start : start + rows] = torch.from_numpy(block.astype(np.float32, copy=False))
-            there[name] = dense  # whole: had it come to less, the next who asks would take it as it is
-        return there.get(name)
+
+        def read(rows: slice) -> Tensor:
+            return torch.from_numpy(self.expression[rows].toarray().astype(np.float32, copy=False))
+
+        return self._bring("expression", device, self.expression.shape, read)
 
     @cached_property
     def _dense(self) -> tuple[Tensor, ...] | None:

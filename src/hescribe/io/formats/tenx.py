@@ -97,7 +97,7 @@ def _read_mtx(folder: Path) -> tuple[sparse.csr_matrix, pd.Index, pd.DataFrame]:
             path=folder,
         )
     # The oldest files have no third column: all are genes
-    kind = features[2] if 2 in features else pd.Series("Gene Expression", index=features.index)
+    kind = features[2] if 2 in features else pd.Series(GENES, index=features.index)
     return matrix, pd.Index(barcodes), pd.DataFrame({"id": features[0], "name": features[1], "feature_type": kind})
 
 

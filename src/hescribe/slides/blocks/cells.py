@@ -14,6 +14,20 @@ from hescribe.slides.blocks.tiff import TiffLevel, tiff_levels
 from hescribe.slides.slide import Rgb, Slide
 
 
+def reading_threads() -> int:
+    """Threads that decode: as many as this process may use processors, or the system has where it does not say."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, usable)
+
+
+def paste(region: Rgb, cell: Rgb, left: int, top: int) -> None:
+    """Copy what of a cell lies inside a region, where the cell's corner lies there; the rest stays."""
+    height, width = region.shape[:2]
+    inside = cell[max(0, -top) : height - top, max(0, -left) : width - left]
+    rows, columns = inside.shape[:2]
+    region[max(0, top) : max(0, top) + rows, max(0, left) : max(0, left) + columns] = inside
+
+
 class Cells(ABC):
     """The cells of a slide; any thread may decode any of them.
 
@@ -45,19 +59,16 @@ class Cells(ABC):
         cell_width, cell_height = self.size(level)
         out = np.empty((height, width, 3), dtype=np.uint8)
 
-        def paste(place: tuple[int, int]) -> None:
+        def fill(place: tuple[int, int]) -> None:
             column, row = place
-            left, top = column * cell_width - x, row * cell_height - y
-            inside = self.decode(level, column, row)[max(0, -top) : height - top, max(0, -left) : width - left]
-            rows, columns = inside.shape[:2]
-            out[max(0, top) : max(0, top) + rows, max(0, left) : max(0, left) + columns] = inside
+            paste(out, self.decode(level, column, row), column * cell_width - x, row * cell_height - y)
 
         places = product(
             range(x // cell_width, -(-(x + width) // cell_width)),
             range(y // cell_height, -(-(y + height) // cell_height)),
         )
-        with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
-            list(pool.map(paste, places))
+        with ThreadPoolExecutor(reading_threads()) as pool:
+            list(pool.map(fill, places))
         return out
 
     def count(self, level: int) -> tuple[int, int]:

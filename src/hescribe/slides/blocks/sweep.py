@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hescribe.slides.blocks.cells import Cells
+from hescribe.slides.blocks.cells import Cells, paste, reading_threads
 from hescribe.slides.slide import Rgb
 from hescribe.slides.tiles import Placement, resize
 from hescribe.types import TileArray, TilePx
@@ -70,7 +69,7 @@ class Sweep:
             The slide is damaged where a tile lies.
         """
         stop = len(self.placements[0].corners) if stop is None else stop
-        threads = threads or min(16, _processors())
+        threads = threads or reading_threads()
         held = _Held(self.cells, _last_uses(self.cells, self.placements, stop), threads)
         waiting: deque[Future[Batch]] = deque()
         # Two pools: cutting waits for decoding, so they must not wait for the same workers
@@ -128,14 +127,11 @@ class Sweep:
     ) -> None:
         """Copy what lies in the cells into the region; what is outside the image stays."""
         width, height = self.cells.size(level)
-        (x, y), side = corner, len(region)
+        x, y = corner
         left, top, right, bottom = span
         for row in range(top, bottom):
             for column in range(left, right):
-                cell = decoded[level, column, row]
-                dx, dy = column * width - x, row * height - y
-                inside = cell[max(0, -dy) : side - dy, max(0, -dx) : side - dx]
-                region[max(0, dy) : max(0, dy) + len(inside), max(0, dx) : max(0, dx) + inside.shape[1]] = inside
+                paste(region, decoded[level, column, row], column * width - x, row * height - y)
 
 
 _Decoding = Future[dict[Cell, Rgb]]  #: some cells together: a task for each would take the interpreter too long
@@ -182,11 +178,6 @@ class _Held:
     def _size(self, cell: Cell) -> int:
         width, height = self._cells.size(cell[0])
         return 3 * width * height
-
-
-def _processors() -> int:
-    """That this process may use; all of them, where the system does not say which."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _spans(cells: Cells, placement: Placement, rows: slice) -> npt.NDArray[np.int64]:
