@@ -51,6 +51,7 @@ METHODS = {
     "bleep": {"method": "bleep", "inner_folds": 1},
     "bleep, 4 views": {"method": "bleep", "views": 4, "inner_folds": 1},
     "cmrcnet": {"method": "cmrcnet", "inner_folds": 1},
+    "cmrcnet, all tokens": {"method": "cmrcnet", "inner_folds": 1, "options": {"tokens": True}},
     "triplex": {"method": "triplex", "inner_folds": 1},
     "carhe": {"method": "carhe", "inner_folds": 1},
     "carhe, more transcriptomes": {"method": "carhe", "inner_folds": 1},

@@ -167,17 +167,20 @@ class Peak:
 
 
 def encoder_alone(
-    encoder: Encoder, tiles: np.ndarray, precision: Precision, device: str, engine: str
+    encoder: Encoder, tiles: np.ndarray, precision: Precision, device: str, engine: str, *, seconds: float = 0
 ) -> tuple[float, torch.Tensor]:
-    """Tiles per second of the encoder on batches in memory, the best of three, and their features."""
+    """Tiles per second of the encoder on batches in memory, and their features.
+
+    The best of three rounds; or, after one that warms up, the mean over at least so many seconds.
+    """
     module = PreparedEncoder(encoder).take(device, engine, precision)
     images = [to_tensor(tiles[i : i + BATCH], device) for i in range(0, len(tiles), BATCH)]
-    best, features = 0.0, torch.empty(0)
-    for _ in range(3):
+    rounds, features = [], torch.empty(0)
+    while len(rounds) < 3 or sum(rounds[1:]) < seconds:
         start = time.perf_counter()
         features = torch.cat([encode_batch(module, batch, precision=precision).cpu() for batch in images])
-        best = max(best, len(tiles) / (time.perf_counter() - start))
-    return best, features
+        rounds.append(time.perf_counter() - start)
+    return len(tiles) / (float(np.mean(rounds[1:])) if seconds else min(rounds)), features
 
 
 def cut_texture(cache: Path, side: int) -> np.ndarray:
@@ -239,10 +242,11 @@ def speed(args: argparse.Namespace) -> None:
     tiles = cut_texture(args.cache, encoder.input_px)
     warm_up = run(args, args.small, args.genes_speed)  # tells the precision and the engine
     how: tuple[Precision, str, str] = warm_up["precision"], args.device, str(warm_up["engine"])  # type: ignore[assignment]
-    before, _ = encoder_alone(encoder, tiles, *how)
+    # Before and after, and for as long as a machine takes to change its pace: a whole run has its mean one
+    before, _ = encoder_alone(encoder, tiles, *how, seconds=args.seconds)
     found = run(args, args.side, args.genes_speed)
-    # Before and after: a shared machine changes its pace within minutes
-    alone = (before + encoder_alone(encoder, tiles, *how)[0]) / 2
+    after, _ = encoder_alone(encoder, tiles, *how, seconds=args.seconds)
+    alone = 2 / (1 / before + 1 / after)
     # An encoder that looks at each tile at several scales has as many images to encode
     share = float(found["tiles_per_s"]) * int(found["scales"]) / alone  # type: ignore[arg-type]
     print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))
@@ -284,6 +288,7 @@ def main() -> None:
     parser.add_argument("what", choices=["speed", "memory", "scaling", "engines", "one"])
     parser.add_argument("--side", type=int, default=40_000)
     parser.add_argument("--small", type=int, default=10_000, help="side of a slide that is run first, for speed")
+    parser.add_argument("--seconds", type=float, default=15, help="of the encoder alone, before and after, for speed")
     parser.add_argument("--sides", default="20000,80000")
     parser.add_argument("--genes", default="200,18000", help="of memory")
     parser.add_argument("--genes-speed", type=int, default=1000, help="of speed")

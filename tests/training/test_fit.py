@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.encoders import Extraction, extract_features, load_encoder, mean_of_tokens
+from hescribe.encoders.extract import token_stack
+from hescribe.errors import EncoderError, HescribeWarning, InputError
 from hescribe.inference import Bundle, load_bundle, predict
 from hescribe.io.manifest import ManifestRow
 from hescribe.sections import Section, read_sections
@@ -83,6 +85,44 @@ def test_other_methods_fine_tune_and_come_back_from_disk(
     np.testing.assert_array_equal(first.X, again.X)
     assert bundle.encoder.pool == ("tokens" if method == "cmrcnet" else "own")
     assert np.isfinite(first.X).all()
+
+
+def on_tokens(weights: Path, **settings: object) -> TrainConfig:
+    options = {"tokens": True, "dim": 32}
+    common = {"genes": "hvg:40", "epochs": 2, "inner_folds": 0, "device": "cpu", "options": options}
+    common["encoder"] = f"timm:test_resnet@{weights}"
+    return TrainConfig(method="cmrcnet", **(common | settings))
+
+
+def test_a_frozen_encoder_gives_its_tokens(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    """Trained on the places of the last feature map, used on their mean; the encoder stays as it came."""
+    bundle = train(sections[:1], on_tokens(weights), output=tmp_path / "bundle")
+    assert bundle.encoder.pool == "tokens"
+    assert all(torch.equal(v, bundle.encoder.module.state_dict()[f"normalised.backbone.{k}"])
+               for k, v in load_file(weights).items())  # fmt: skip
+    first = predict(bundle, sections[1])
+    np.testing.assert_array_equal(first.X, predict(load_bundle(tmp_path / "bundle"), sections[1]).X)
+    one = train(sections[:1], on_tokens(weights, options={"dim": 32}), output=tmp_path / "one")
+    rebuilt = [b.history.query("metric == 'reconstruction'")["value"].to_numpy() for b in (bundle, one)]
+    assert not np.allclose(*rebuilt), "the reconstruction saw one token"
+
+
+def test_tokens_that_are_kept_are_those_whose_mean_is_the_vector(sections: list[Section], weights: Path) -> None:
+    encoder, how = mean_of_tokens(load_encoder(f"timm:test_resnet@{weights}")), Extraction()
+    tokens = token_stack(sections[0].tiles(), encoder, how)
+    assert tokens.shape == (len(sections[0].adata), (encoder.input_px // 32) ** 2, encoder.width)
+    vectors = extract_features(sections[0].tiles(), encoder, how)
+    np.testing.assert_allclose(np.asarray(tokens, dtype="f").mean(axis=1), vectors, rtol=2e-3, atol=1e-4)
+
+
+def test_tokens_are_of_one_view(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="one view"):
+        train(sections[:1], on_tokens(weights, views=4), output=tmp_path / "bundle")
+
+
+def test_an_encoder_without_tokens_is_refused(sections: list[Section], weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="'stain' gives no tokens"):
+        train(sections[:1], on_tokens(weights, encoder="stain"), output=tmp_path / "bundle")
 
 
 def test_a_regression_stops_by_the_correlation(sections: list[Section], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hescribe.encoders.engines.streams import MOST, Streams
+from hescribe.encoders.maps.tokens import MeanOfTokens, TokenTower
 from hescribe.encoders.record import Encoder
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
@@ -97,13 +98,21 @@ def _key(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> s
     return hashlib.blake2b(json.dumps([*facts, kind]).encode(), digest_size=16).hexdigest()
 
 
-@torch.inference_mode()
 def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) -> Features:
-    module = encoder.module.to(device).to(memory_format=torch.channels_last).eval()
+    out = np.empty((len(tiles), encoder.width), dtype=np.float32)
+    for start, features in _encoded(tiles, encoder, encoder.module, how, device):
+        out[start : start + len(features)] = features
+    return out
+
+
+def _encoded(
+    tiles: TileSource, encoder: Encoder, module: nn.Module, how: Extraction, device: str
+) -> Iterator[tuple[int, Features]]:
+    """What a module of the encoder gives for all tiles, some at a time, each with the number of its first."""
+    module = module.to(device).to(memory_format=torch.channels_last).eval()
     together = how.batch_size
     if torch.device(device).type == "cpu":  # batches stay what they are, and go side by side
         module, together = Streams(module, how.batch_size), how.batch_size * min(torch.get_num_threads(), MOST)
-    out = np.empty((len(tiles), encoder.width), dtype=np.float32)
     start = 0
     label = f"{tiles.slide_id}: {encoder.name.split('@')[0]}"
     # One of several processes that train together is as silent as its log
@@ -111,10 +120,35 @@ def _compute(tiles: TileSource, encoder: Encoder, how: Extraction, device: str) 
     with tqdm(total=len(tiles), desc=label, unit="tile", disable=hidden, leave=False) as bar:
         for batch in read_batches(tiles, how.tile_um, encoder.input_px, together):
             features = encode_batch(module, to_tensor(batch, device), views=how.views, precision=how.precision)
-            out[start : start + len(batch)] = features.cpu().numpy()
+            yield start, features.cpu().numpy()
             start += len(batch)
             bar.update(len(batch))
-    return out
+
+
+def token_stack(tiles: TileSource, encoder: Encoder, how: Extraction, *, device: str = "cpu") -> np.memmap:
+    """Tokens of every tile as one (n, t, width) float16 array on disk, for training a method that works on them.
+
+    Parameters
+    ----------
+    tiles
+        Tiles of one slide.
+    encoder
+        As `mean_of_tokens` gives it.
+    how, device
+        As for `extract_features`; one view, since the places of a turned tile are others.
+    """
+    assert isinstance(encoder.module, MeanOfTokens)  # noqa: S101 - the caller made it so
+    path = cache_folder() / "tokens" / f"{_key(tiles, encoder, how, device)}.npy"
+    if not path.is_file():
+        with write_atomically(path) as temporary:
+            stack = None
+            for start, tokens in _encoded(tiles, encoder, TokenTower(encoder.module), how, device):
+                if stack is None:
+                    shape = (len(tiles), *tokens.shape[1:])
+                    stack = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+                stack[start : start + len(tokens)] = tokens
+            del stack
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 @torch.inference_mode()
@@ -133,7 +167,7 @@ def encode_batch(module: nn.Module, images: Tensor, *, views: int = 1, precision
     Returns
     -------
     Tensor
-        (n, width) float32.
+        (n, width) float32, or (n, t, width) of a module that gives tokens.
     """
     total = torch.zeros((), device=images.device)
     # Weights that autocast has converted are kept for all threads alike: on a GPU, where each thread has a stream of

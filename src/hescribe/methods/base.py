@@ -285,7 +285,8 @@ class Method:
     views
         Symmetries of a tile whose features are averaged, 1, 4 or 8, unless a run says otherwise.
     tokens
-        When fine-tuning, the tower gives (n, t, features) tokens; in use, the model gets their mean.
+        When fine-tuning, and where its setting ``tokens`` asks for them of a frozen encoder, it is trained on
+        (n, t, features) tokens; in use, the model gets their mean.
     trainable
         Parts of the encoder that fine-tuning trains as published, by their names in a vision transformer (``blocks.-1``
         is the last block); none: all of it.

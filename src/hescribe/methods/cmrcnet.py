@@ -39,6 +39,9 @@ class CmrcnetConfig(MethodConfig):
     dim: Width = Field(256, multiple_of=_HEADS, description="length of the embedding and of the fused tokens")
     dropout: float = Field(0.1, ge=0, lt=1)
     temperature: Temperature = Field(1.0, description="τ, fixed")
+    tokens: bool = Field(
+        default=False, description="of a frozen encoder too all its tokens, not their mean as the only one"
+    )
     mask: Literal["elements", "tokens"] = Field(
         "elements", description="what is set to zero: single numbers (published), or whole tokens"
     )
@@ -95,7 +98,7 @@ class Cmrcnet(JointModel):
     Parameters
     ----------
     tower
-        Images → (n, t, features) tokens; or features of a frozen encoder, (n, features), taken as one token.
+        Images, or what a frozen encoder made of them, → (n, t, features) tokens, or (n, features), taken as one.
     shapes
         Sizes.
     config

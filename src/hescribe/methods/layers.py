@@ -74,7 +74,7 @@ class Standardise(nn.Module):
         self.scale.copy_(torch.where(spread > 1e-8, spread, torch.ones_like(spread)))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, width) → (n, width)."""
+        """(n, width) features, or (n, t, width) tokens whose mean they are, → the same shape."""
         return (features - self.mean) / self.scale
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import sys
 import warnings
@@ -18,17 +17,14 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import nn
 
-from hescribe import keys
 from hescribe.encoders import Described, Encoder, Extraction, MeanOfTokens, TokenTower, describe_tiles
-from hescribe.encoders.extract import tile_stack
+from hescribe.encoders.extract import tile_stack, token_stack
 from hescribe.errors import HescribeError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.predictors import Head, RegressionHead, in_blocks, retrieval_head
-from hescribe.io.store import write_atomically
 from hescribe.methods.base import (
     ClosedForm,
     JointModel,
@@ -49,6 +45,7 @@ from hescribe.training.inputs.harmony import harmonise
 from hescribe.training.inputs.unpaired import UnpairedData
 from hescribe.training.memory import keep_freed_memory
 from hescribe.training.module import Training
+from hescribe.training.outcome import is_done, mark_done, no_history, restore_best, take_outcome
 from hescribe.training.prototypes import Prototypes
 from hescribe.types import Context, Features, SparseExpression
 
@@ -180,7 +177,7 @@ class Fitter:
         model = method.build(self._tower(), shapes, self.method_config)
         if isinstance(model, ClosedForm):
             model.solve(self.describe(self.encoder).full[rows], targets.expression[rows], self.data.origin.at(rows))
-            return self._finish(model, targets, rows, (_no_history(), 0))
+            return self._finish(model, targets, rows, (no_history(), 0))
         prototypes = None
         if isinstance(model, LearnsPrototypes):
             prototypes = self.prototypes(rows, held_out, panel=panel)
@@ -267,13 +264,10 @@ class Fitter:
         epochs: int | None,
     ) -> tuple[pd.DataFrame, int]:
         """Train by gradient descent, unless that is done; returns the history and the number of the best epoch."""
-        done = folder / "done.json"
-        if not processes.agreed(fact=done.is_file()):
+        if not processes.agreed(fact=is_done(folder)):
             self._train(model, expression, rows, folder=folder, epochs=epochs)
             processes.wait()
-        model.load_state_dict(load_file(folder / "best.safetensors"))
-        history = pd.read_csv(folder / "history.csv", float_precision="round_trip")
-        return history, int(json.loads(done.read_text())["epochs"])
+        return take_outcome(folder, model)
 
     def _train(
         self,
@@ -316,17 +310,24 @@ class Fitter:
         if trainer.interrupted:
             raise HescribeError(f"interrupted; run the same command again to continue from {folder}")
         if processes.is_first():
-            best = _restore_best(module, keeper, most if not len(held_out) else None)
+            best = restore_best(module, keeper, most if not len(held_out) else None)
             module.check_weights()
-            _mark_done(folder, model, _read_history(folder / "csv" / "metrics.csv"), best)
+            mark_done(folder, model, best=best)
 
     def _images(self) -> list[npt.NDArray[np.generic]]:
         if self.config.fine_tune:
             size = self.encoder.input_px
             tile_um = self.config.tile_um
             return [*processes.dealt(self.data.sections, lambda s: tile_stack(s.tiles(), tile_um, size))]
+        if getattr(self.method_config, "tokens", False):
+            return [*processes.dealt(self.data.sections, self._tokens)]
         features = self.describe(self.encoder).full
         return [features[self.data.section == i] for i in range(len(self.data.sections))]
+
+    def _tokens(self, section: Section) -> npt.NDArray[np.generic]:
+        tokens = token_stack(section.tiles(), self.encoder, self.extraction, device=self.device)
+        check_features(tokens, section, self.encoder.name)
+        return tokens
 
     def _trainer(
         self, folder: Path, epochs: int, *, watched: str | None, patience: int
@@ -360,39 +361,3 @@ class Fitter:
             num_sanity_val_steps=0,
         )
         return trainer, keeper
-
-
-def _restore_best(module: Training, keeper: ModelCheckpoint, fixed: int | None) -> int:
-    """Load the weights of the best epoch; without held-out spots the last epoch is taken."""
-    best = fixed
-    if best is None:
-        # Written by this very run; weights_only refuses anything but tensors and numbers
-        checkpoint = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
-        best = int(checkpoint["epoch"]) + 1
-    module.keep_average()
-    return best
-
-
-def _mark_done(folder: Path, model: nn.Module, history: pd.DataFrame, best: int) -> None:
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with write_atomically(folder / "best.safetensors") as path:
-        save_file(state, path)
-    history.to_csv(folder / "history.csv", index=False)
-    with write_atomically(folder / "done.json") as path:
-        path.write_text(json.dumps({"epochs": best, "schema": keys.SCHEMA_VERSION}))
-
-
-def _no_history() -> pd.DataFrame:
-    return pd.DataFrame({"epoch": pd.Series(dtype=int), "split": "", "metric": "", "value": pd.Series(dtype=float)})
-
-
-def _read_history(path: Path) -> pd.DataFrame:
-    """Lightning's wide CSV as a long table: epoch, split, metric, value."""
-    wide = pd.read_csv(path)
-    names = [c for c in wide.columns if c.startswith(("train_", "validation_"))]
-    long = wide.melt(id_vars="epoch", value_vars=names, value_name="value").dropna()
-    parts = long["variable"].str.split("_", n=1, expand=True)
-    return pd.DataFrame(
-        {"epoch": long["epoch"].astype(int), "split": parts[0], "metric": parts[1], "value": long["value"]}
-    )

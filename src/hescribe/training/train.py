@@ -17,18 +17,19 @@ import pandas as pd
 import torch
 
 from hescribe import keys
-from hescribe.encoders import load_encoder, mean_of_tokens, resolve_device
+from hescribe.encoders import Encoder, load_encoder, mean_of_tokens, resolve_device
 from hescribe.errors import DivergedError, InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.refine import wanted_refinement
 from hescribe.inference.trust import Novelty, Trust, fit_trust
+from hescribe.methods.base import MethodConfig
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.slides.tiles import SomeTiles
 from hescribe.training import processes
 from hescribe.training.config import TrainConfig
-from hescribe.training.fit import Fitted, Fitter, Rows
+from hescribe.training.fit import Fitted, Fitter, Rows, extraction_of
 from hescribe.training.inputs.cells import compositions
 from hescribe.training.inputs.data import TrainingData, assemble
 from hescribe.training.inputs.panel import choose_panel
@@ -112,18 +113,32 @@ def _fitter(sections: Sequence[Section], config: TrainConfig, device: str) -> Fi
     unpaired = assemble_unpaired(sections, data, config) if getattr(method_config, "unpaired", False) else None
     if unpaired is not None:
         log.info("%d transcriptomes without image, of %d sources", len(unpaired.source), len(unpaired.sections))
-    encoder = load_encoder(config.encoder)
-    if config.fine_tune and not encoder.trainable:
-        raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
-    if config.fine_tune and getattr(method_config, "context", Context()) != Context():
-        raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
-    if config.fine_tune and config.method_row().tokens:
-        encoder = mean_of_tokens(encoder)
+    encoder = _encoder(config, method_config)
     embedding = ready_embedding(data, unpaired, getattr(method_config, "gene_embedding", "learned"))
     cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
     fitter = Fitter(data, config, method_config, encoder, device, cell_types, unpaired, embedding)
     wanted_refinement(method_config, encoder, fitter.extraction)  # refused now, not after hours of training
     return fitter
+
+
+def _encoder(config: TrainConfig, method_config: MethodConfig) -> Encoder:
+    """As the method wants it.
+
+    Raises
+    ------
+    InputError
+        It cannot be had so.
+    """
+    encoder, tokens = load_encoder(config.encoder), getattr(method_config, "tokens", False)
+    if config.fine_tune and not encoder.trainable:
+        raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
+    if config.fine_tune and getattr(method_config, "context", Context()) != Context():
+        raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
+    if config.fine_tune:
+        tokens = config.method_row().tokens
+    elif tokens and extraction_of(config, method_config).views > 1:
+        raise InputError("the tokens of a frozen encoder are those of one view", path="--views", fix="leave it out")
+    return mean_of_tokens(encoder) if tokens else encoder
 
 
 def _learn(fitter: Fitter, run: Path) -> Bundle:

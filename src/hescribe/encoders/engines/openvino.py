@@ -49,7 +49,7 @@ def compile_module(module: nn.Module, input_px: TilePx, precision: Precision = "
         What it computes in; tiles and features stay what they are.
     """
     try:
-        return _Compiled(_compile(module, input_px, precision, torch.get_num_threads()), torch.get_num_threads())
+        return _Compiled(_compile(module, input_px, precision, torch.get_num_threads()))
     except Exception as error:  # of tracing, of conversion and of the plugin, each their own kinds
         reason = " ".join(str(error).split())[:120]
         logger.info(f"OpenVINO cannot run this encoder, torch does ({type(error).__name__}: {reason})")
@@ -83,25 +83,35 @@ def _compile(module: nn.Module, input_px: TilePx, precision: Precision, threads:
 
 
 class _Compiled(nn.Module):
-    """A compiled model in a module's clothes."""
+    """A compiled model in a module's clothes; used by one thread at a time.
 
-    def __init__(self, model: Any, threads: int) -> None:
+    All tiles of a batch are given to OpenVINO at once, each with the place for its features, and then waited for. With
+    callbacks, or a request for every thread alone, a thread that has ended a tile stands still until Python is free to
+    give it the next one, and there are other threads that keep Python busy.
+    """
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        from openvino import AsyncInferQueue
-
-        self._queue = AsyncInferQueue(model, threads)
-        self._queue.set_callback(_keep)
-        self._width = int(np.prod(list(model.output(0).shape)))
+        self._model = model
+        self._requests: list[Any] = []
+        self._shape = [int(side) for side in model.output(0).shape]
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, side, side) uint8, best in channels-last order → (n, width) float32."""
+        from openvino import Tensor as Shared
+
         tiles = images.permute(0, 2, 3, 1).contiguous().numpy()
-        out = np.empty((len(tiles), self._width), dtype=np.float32)
-        for i in range(len(tiles)):
-            self._queue.start_async({0: tiles[i : i + 1]}, out[i], share_inputs=True)
-        self._queue.wait_all()
-        return torch.from_numpy(out)
-
-
-def _keep(request: Any, row: np.ndarray) -> None:
-    row[:] = request.get_output_tensor(0).data.reshape(-1)
+        out = np.empty((len(tiles), *self._shape), dtype=np.float32)
+        while len(self._requests) < len(tiles):
+            self._requests.append(self._model.create_infer_request())
+        running = []
+        try:
+            for i, request in enumerate(self._requests[: len(tiles)]):
+                request.set_input_tensor(Shared(tiles[i : i + 1], shared_memory=True))
+                request.set_output_tensor(Shared(out[i], shared_memory=True))
+                request.start_async()
+                running.append(request)
+        finally:  # before the memory they read and write is gone
+            for request in running:
+                request.wait()
+        return torch.from_numpy(out.reshape(len(tiles), -1))
