@@ -396,7 +396,7 @@ def test_mistakes_are_found_before_anything_is_written(sections: list[Section], 
     refuses("--variant 'a': epoch: there is no such setting", methods={"a": {"method": "bleep", "epoch": 8}})
     refuses("seed is the same for all variants", methods={"a": {"method": "bleep", "seed": 8}})
     refuses("works on frozen features", methods={"a": {"method": "ridge", "fine_tune": True}})
-    refuses("settings of bleep: magic", methods={"a": {"method": "bleep", "options": {"magic": 8}}})
+    refuses("--variant 'a': magic", methods={"a": {"method": "bleep", "options": {"magic": 8}}})
     refuses("2 is no share", learning_curve=[0.5, 2])
     refuses("-1 is no seed", seed=[-1])
     refuses("4294967296 is no seed", seed=[2**32])

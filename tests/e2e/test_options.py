@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
 from hescribe.errors import InputError, LeakageError
-from hescribe.inference import Bundle, predict_sections
+from hescribe.inference import Bundle, predict_sections, read_prediction
 from hescribe.inference.present import report_predictions
 from hescribe.methods import METHODS
 from hescribe.sections import Section, read_sections
@@ -54,6 +56,30 @@ def test_a_file_may_serve_several_methods(cli: Cli, st: Path, tmp_path: Path) ->
     assert "run.yaml: epochs has no effect here: mean is solved" in err
     assert "strategy" not in err
     assert "per median library size" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_benchmark_of_what_is_solved_has_no_epochs(cli: Cli, st: Path, tmp_path: Path) -> None:
+    given = ["benchmark", st, "-o", tmp_path / "b", "--encoder", "stain", "--epochs", "5", "--methods"]
+    assert "--epochs: has no effect here: none of the methods" in cli.refuses(*given, "mean,ridge")
+    tuned = "tuned: {method: bleep, epochs: 0}"  # one that has epochs: its own mistake is found, under its name
+    assert "--variant 'tuned': epochs: should be at least 1" in cli.refuses(*given, "mean", "--variant", tuned)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_benchmark_on_another_scale(cli: Cli, st: Path, tmp_path: Path) -> None:
+    other = np.random.default_rng(1)
+    counts = pd.read_csv(st.parent / "a.tsv", sep="\t", index_col=0)
+    (counts + other.poisson(1, counts.shape)).to_csv(st.parent / "b.tsv", sep="\t")
+    cv2.imwrite(str(st.parent / "b.jpg"), other.integers(0, 255, (450, 450, 3), dtype=np.uint8))
+    with st.open("a") as manifest:
+        manifest.write("B,Q,b.jpg,b.tsv,a_spots.tsv,st\n")
+    given = ["benchmark", st, "-o", tmp_path / "b", "--encoder", "stain", "--methods", "mean", "--inner-folds", "0"]
+    code, _, err = cli(*given, "--target-sum", "median")
+    assert code == 0, err
+    assert "log1p of counts per median library size" in (tmp_path / "b" / "index.html").read_text()
+    prediction = read_prediction(next((tmp_path / "b").rglob("*.zarr/uns")).parent)
+    assert prediction.uns["hescribe"]["target_sum"] == "median"
+    assert "other settings (target_sum median, now 10000.0)" in cli.refuses(*given)
 
 
 def test_predict_tells_options_of_slides_from_those_of_sections(cli: Cli, ridge: Fitted, tmp_path: Path) -> None:

@@ -202,6 +202,21 @@ def test_the_rate_falls_along_a_cosine() -> None:
     assert rates[60] == pytest.approx(1e-5)
 
 
+def test_a_rate_below_the_last_one_stays() -> None:
+    """It used to rise along the cosine, to the method's own last rate."""
+    module = Training(
+        nn.Linear(2, 2),
+        Optimisation(epochs=3, learning_rate=1e-6, final_learning_rate=1e-5),
+        stain_jitter=0.0,
+        seed=0,
+    )
+    made = module.configure_optimizers()
+    for _ in range(3):
+        assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(1e-6)
+        made["optimizer"].step()
+        made["lr_scheduler"].step()
+
+
 def test_the_running_mean_of_weights_by_hand() -> None:
     layer = nn.Linear(1, 1, bias=False)
     module = Training(layer, Optimisation(average=0.9), stain_jitter=0.0, seed=0)

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from hescribe import keys
+from hescribe.applications.survival import SurvivalSettings, read_slides
 from hescribe.cli.main import run
 from hescribe.downstream.gene_sets import marker_sets
+from hescribe.errors import InputError
 from hescribe.io.store import write_anndata
 
 N = 40
@@ -32,6 +34,20 @@ def tiles(rng: np.random.Generator, genes: list[str], high: list[str], level: fl
     adata.obsm[keys.SPATIAL] = np.column_stack([x, y]) * 224.0
     adata.uns[keys.PROVENANCE] = {"slide": patient, "patient": patient, "mpp": 0.5}
     return adata
+
+
+def test_slides_on_different_scales_are_refused(tmp_path: Path) -> None:
+    genes = ["CD3D", "CD79A"]
+    paths = {}
+    for name, scale in (("a", 1e4), ("b", "median")):
+        prediction = tiles(np.random.default_rng(0), genes, genes[:1], 1.0, name)
+        prediction.uns[keys.PROVENANCE]["target_sum"] = scale
+        paths[tmp_path / f"{name}.zarr"] = name
+        write_anndata(prediction, tmp_path / f"{name}.zarr")
+    with pytest.raises(
+        InputError, match=r"differ in scale \(log1p of counts per 10,000 and log1p of counts per median"
+    ):
+        read_slides(paths, SurvivalSettings())
 
 
 @pytest.fixture(scope="module")

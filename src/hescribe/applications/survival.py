@@ -22,6 +22,7 @@ from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
+from hescribe.io.expression import common_sum
 from hescribe.io.store import check_free, write_atomically
 from hescribe.survival.clinical import (
     PATIENT,
@@ -230,14 +231,22 @@ def read_slides(owner: Mapping[Path, str], settings: SurvivalSettings) -> Slides
         Prediction → patient.
     settings
         Whose marker sets are scored, and whether structures are called.
+
+    Raises
+    ------
+    InputError
+        No gene of any set, or predictions on different scales.
     """
     rows: dict[str, pd.Series] = {}
     sets: dict[str, list[str]] = {}
     found = Slides(pd.DataFrame(), {}, {}, {}, sets, [])
     doubtful: set[str] = set()
     names = _all_regions(list(owner))
+    first: Mapping[str, object] = {}
     for path, patient in tqdm(owner.items(), desc="features", unit="slide", disable=None):
         adata, slide = read_prediction(path), path.name.removesuffix(".zarr")
+        first = first or adata.uns[keys.PROVENANCE]
+        common_sum((first, adata.uns[keys.PROVENANCE]))
         if not sets:
             sets.update(usable_sets(adata, settings.tissue))
             found.genes = list(map(str, adata.var_names))

@@ -22,6 +22,12 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", callback=load_config, is_eager=True, help="Options from a TOML or YAML file."),
 ]
+MinDetected = Annotated[
+    float, typer.Option(help="Share of the training spots in which a gene must be seen to be predicted, 0 to 1.")
+]
+TargetSum = Annotated[
+    str, typer.Option(help="Counts per spot before the logarithm; median: each section's median library size.")
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the accelerator there is.")]
 Only = Annotated[str | None, typer.Option(help="Only these sections of the manifest, by id, with commas.")]

@@ -91,7 +91,7 @@ def marker_sets(tissue: str = ANY) -> dict[str, list[str]]:
 
 
 def log_expression(adata: ad.AnnData) -> sparse.csr_matrix | npt.NDArray[np.float32]:
-    """(n, g) log1p of counts per 10,000: a prediction's ``X`` as it is, counts normalised.
+    """(n, g) log expression: a prediction's ``X`` as it is, on its own scale, and counts as log1p of counts per 10,000.
 
     Whole numbers without a sign of being a prediction are taken for counts.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 
+from hescribe.errors import InputError
 from hescribe.types import PerGene, SparseExpression
 
 TargetSum = float | Literal["median"]  #: counts per spot after scaling, or each section's median library size
@@ -69,6 +70,21 @@ def told_sum(provenance: Mapping[str, Any]) -> TargetSum:
     """The scale of a prediction, from its provenance; older ones do not say and have the usual one."""
     told = provenance.get("target_sum", USUAL_SUM)
     return "median" if str(told) == "median" else float(told)
+
+
+def common_sum(provenances: Iterable[Mapping[str, Any]]) -> TargetSum:
+    """The one scale of several predictions, from their provenance; the usual one where there is none.
+
+    Raises
+    ------
+    InputError
+        They differ.
+    """
+    told = {told_sum(provenance) for provenance in provenances}
+    if len(told) > 1:
+        units = " and ".join(sorted(name_unit(t) for t in told))
+        raise InputError(f"the predictions differ in scale ({units})", fix="predict all of them by one bundle")
+    return told.pop() if told else USUAL_SUM
 
 
 def detected_fraction(counts: sparse.spmatrix) -> PerGene:

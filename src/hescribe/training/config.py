@@ -118,8 +118,13 @@ class TrainConfig(BaseModel):
             parts = ()
         return train_only(encoder, parts) if parts else []
 
-    def method_config(self) -> MethodConfig:
+    def method_config(self, *, where: str = "") -> MethodConfig:
         """The method's own settings, with this run's overrides.
+
+        Parameters
+        ----------
+        where
+            Where they were given, for a message.
 
         Raises
         ------
@@ -132,7 +137,7 @@ class TrainConfig(BaseModel):
         settings = _within(method.config().model_dump(), self.options)
         if "optimisation" in method.config.model_fields and isinstance(settings["optimisation"], dict):
             settings["optimisation"] |= overrides
-        return validated(method.config, settings, f"settings of {self.method}")
+        return validated(method.config, settings, where or f"settings of {self.method}")
 
 
 def _within(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -162,5 +162,6 @@ class Training(L.LightningModule):
         )
         if settings.final_learning_rate is None:
             return optimiser
-        schedule = CosineAnnealingLR(optimiser, T_max=settings.epochs, eta_min=settings.final_learning_rate)
+        lowest = min(settings.final_learning_rate, settings.learning_rate)  # a lower rate asked for does not rise
+        schedule = CosineAnnealingLR(optimiser, T_max=settings.epochs, eta_min=lowest)
         return {"optimizer": optimiser, "lr_scheduler": schedule}

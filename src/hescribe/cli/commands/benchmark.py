@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hescribe.cli import options as o
-from hescribe.cli.config import parse_variants, write_resolved
+from hescribe.cli.config import check_idle, parse_variants, write_resolved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,8 @@ def benchmark(
     ] = "leave-one-patient-out",
     encoder: Annotated[str, typer.Option(help="Encoders that every method gets, with commas.")] = "resnet50",
     genes: Annotated[str, typer.Option(help="Panel: hvg:N, all, or a file of genes.")] = "hvg:1000",
+    min_detected: o.MinDetected = 0.03,
+    target_sum: o.TargetSum = "10000",
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
     epochs: Annotated[int | None, typer.Option(help="At most; default: each method's.")] = None,
     inner_folds: Annotated[int | None, typer.Option(help="Folds left out inside training; default: 4.")] = None,
@@ -57,10 +59,15 @@ def benchmark(
 
     names = TrainConfig.model_fields.keys() - {"encoder", "seed"}
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
+    settings: TrainConfig = validated(TrainConfig, values, "options")
+    compared = {**{name: {} for name in o.split_list(methods)}, **parse_variants(variant)}
+    rows = [settings.model_copy(update={"method": changes.get("method", name)}) for name, changes in compared.items()]
+    if rows and all("epochs" in row.idle for row in rows):
+        check_idle(context, {"epochs": "none of the methods is trained step by step"})
     result = run_benchmark(
         o.choose_sections(sections, only=only, without=without),
-        {**{name: {} for name in o.split_list(methods)}, **parse_variants(variant)},
-        validated(TrainConfig, values, "options"),
+        compared,
+        settings,
         output=output,
         encoder=o.split_list(encoder),
         protocol=o.split_list(protocol),

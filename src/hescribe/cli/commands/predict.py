@@ -35,6 +35,7 @@ Patient = Annotated[
 KeepGoing = Annotated[
     bool, typer.Option("--keep-going/--fail-fast", help="Slides: after one that fails, go on with the others.")
 ]
+Seed = Annotated[int, typer.Option(help="Nothing is drawn at random here: any seed gives the same.")]
 Devices = Annotated[
     str, typer.Option(help="cpu, cuda, or for slides several: cuda:0,cuda:1; auto takes what there is.")
 ]
@@ -88,7 +89,7 @@ def predict(
     scratch: Scratch = None,
     only: o.Only = None,
     without: o.Without = None,
-    seed: o.Seed = 0,
+    seed: Seed = 0,
     device: Devices = "auto",
     overwrite: o.Overwrite = False,
     config: o.Config = None,

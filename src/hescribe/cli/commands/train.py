@@ -19,12 +19,8 @@ def train(
         str, typer.Option(help="stain, resnet50, uni …, timm:NAME or timm:NAME@FILE.safetensors.")
     ] = "resnet50",
     genes: Annotated[str, typer.Option(help="Panel of the embedding: hvg:N, all, or a file of genes.")] = "hvg:1000",
-    min_detected: Annotated[
-        float, typer.Option(help="Share of the training spots in which a gene must be seen to be predicted, 0 to 1.")
-    ] = 0.03,
-    target_sum: Annotated[
-        str, typer.Option(help="Counts per spot before the logarithm; median: each section's median library size.")
-    ] = "10000",
+    min_detected: o.MinDetected = 0.03,
+    target_sum: o.TargetSum = "10000",
     tile_um: Annotated[float, typer.Option(help="Side of a tile, µm.")] = 112.0,
     epochs: Annotated[int | None, typer.Option(help="At most; default: the method's.")] = None,
     batch_size: Annotated[

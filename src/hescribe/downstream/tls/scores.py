@@ -37,7 +37,6 @@ DEFAULT_SCORE = "signature"
 
 Values: TypeAlias = npt.NDArray[np.float64]  #: (n,) one a spot
 _GENES = Path(__file__).with_name("genes.csv")
-_SCALE = 1e4  #: log1p of counts per this many
 _BLOCK = 1000  #: genes at once
 _FEW = 0.5  #: share of a model's weight below which its score is another one
 _INTERCEPT = "intercept"
@@ -62,8 +61,8 @@ def tls_scores(
     """Scores of every spot; higher speaks for a lymphoid structure. Each has its own unit.
 
     ``signature``, ``chemokine``
-        Mean of log1p of counts per 10,000 over the genes that are there (CarHE's 22 genes; the 12 chemokines of
-        Coppola and Messina).
+        Mean log expression (counts as log1p of counts per 10,000, a prediction on its own scale) over the genes that
+        are there (CarHE's 22 genes; the 12 chemokines of Coppola and Messina).
     ``ssgsea``
         Single-sample enrichment of the 22 genes among all genes of the spot.
     ``bxt``
@@ -75,7 +74,7 @@ def tls_scores(
     Parameters
     ----------
     adata
-        Measured (raw counts) or predicted (log1p of counts per 10,000).
+        Measured (raw counts) or predicted.
     scores
         Names of those above; by default all, ``model`` where coefficients are given.
     coefficients
@@ -181,8 +180,8 @@ def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_pcc: float | 
     section. The model was fitted to 2 b t − const, b and t the proportions of B and T cells. The level therefore
     depends on the section; compare spots within one.
 
-    A prediction knows no counts: f is (exp(x) − 1) / 10,000, and σ that of the prediction, so that a gene which
-    hardly varies there is scaled up to weigh as much as any other.
+    A prediction knows no counts: f is exp(x) − 1, whose scale σ takes out, and σ that of the prediction, so that a
+    gene which hardly varies there is scaled up to weigh as much as any other.
 
     Parameters
     ----------
@@ -213,7 +212,7 @@ def model_score(adata: ad.AnnData, coefficients: pd.Series, *, min_pcc: float | 
     place = adata.var_names.get_indexer(shared)
     score = np.full(adata.n_obs, float(coefficients.get(_INTERCEPT, 0.0)))
     for start in range(0, len(place), _BLOCK):
-        share = np.expm1(dense(expression, place[start : start + _BLOCK])) / _SCALE
+        share = np.expm1(dense(expression, place[start : start + _BLOCK]))
         spread = share.std(axis=0)
         # float32 rounding of a gene that is the same everywhere is no variation
         varies = spread > 1e-6 * np.abs(share).max(axis=0, initial=0)

@@ -44,7 +44,7 @@ class Volume:
     genes
         Names along the first axis of ``values``.
     values
-        (genes, z, y, x) float32, log1p of counts per 10,000; NaN outside the tissue.
+        (genes, z, y, x) float32, on the scale of the stack; NaN outside the tissue.
     origin_um, spacing_um
         (z, y, x): centre of the first voxel, and distances between voxels.
     """

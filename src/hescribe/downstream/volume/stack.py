@@ -15,7 +15,7 @@ from scipy import sparse
 from hescribe import keys
 from hescribe.downstream.volume.placement import Placement
 from hescribe.errors import HescribeWarning, InputError
-from hescribe.io.expression import USUAL_SUM, TargetSum, log_normalise, name_unit, told_sum
+from hescribe.io.expression import TargetSum, common_sum, log_normalise, name_unit
 from hescribe.types import Microns, Mpp
 
 SPATIAL_3D = "spatial_3d"  #: obsm of a stack: (n, 3) x, y, z in µm
@@ -81,8 +81,9 @@ def stack_sections(
     Returns
     -------
     AnnData
-        ``X`` log1p of counts per 10,000, or on the predictions' own scale; ``obs["section_id"]``; ``obsm["spatial_3d"]`` x, y, z in µm, and
-        ``obsm["spatial"]`` the first two of them, for scanpy's and our own plots.
+        ``X`` log1p of counts per 10,000, or on the predictions' own scale; ``obs["section_id"]``;
+        ``obsm["spatial_3d"]`` x, y, z in µm, and ``obsm["spatial"]`` the first two of them, for scanpy's and our own
+        plots.
 
     Raises
     ------
@@ -96,7 +97,8 @@ def stack_sections(
         places.append(np.column_stack([common, np.full(len(common), z)]))
         parts.append(table)
     genes = shared_genes({p.name: t for p, t in zip(placements, parts, strict=True)})
-    target_sum = _common_sum(parts)
+    # Counts are brought to the scale of the predictions among them
+    target_sum = common_sum(t.uns[keys.PROVENANCE] for t in parts if is_predicted(t))
     blocks = [_expression(t, genes, target_sum) for t in parts]
     names = np.repeat([p.name for p in placements], [t.n_obs for t in parts])
     spots = [f"{p.name}_{spot}" for p, t in zip(placements, parts, strict=True) for spot in t.obs_names]
@@ -135,15 +137,6 @@ def shared_genes(tables: Mapping[str, ad.AnnData]) -> list[str]:
 def is_predicted(table: ad.AnnData) -> bool:
     """Whether a table holds log1p values already: a prediction, or a stack."""
     return "unit" in table.uns.get(keys.PROVENANCE, {})
-
-
-def _common_sum(tables: Sequence[ad.AnnData]) -> TargetSum:
-    """The scale of the predictions among the tables, to which counts are brought."""
-    told = {told_sum(t.uns[keys.PROVENANCE]) for t in tables if is_predicted(t)}
-    if len(told) > 1:
-        units = " and ".join(sorted(name_unit(t) for t in told))
-        raise InputError(f"the predictions differ in scale ({units})", fix="predict all sections by one bundle")
-    return told.pop() if told else USUAL_SUM
 
 
 def _table_of(tables: Mapping[str, ad.AnnData], name: str) -> ad.AnnData:

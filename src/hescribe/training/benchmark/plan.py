@@ -122,8 +122,8 @@ def make_plan(
     variants = {_checked(name): changes for name, changes in methods.items() if changes}
     settings = {name: config.model_copy(update={"method": name}) for name, changes in methods.items() if not changes}
     settings |= {name: _vary(name, changes, config) for name, changes in variants.items()}
-    for one in settings.values():
-        one.method_config()
+    for name, one in settings.items():
+        one.method_config(where=f"--variant {name!r}" if name in variants else "")
     _check_numbers(shares, seeds)
     own = {name: settings[name].encoder for name, changes in variants.items() if "encoder" in changes}
     wanted = dict.fromkeys([*(encoders if settings.keys() - own.keys() else ()), *own.values()])

@@ -14,6 +14,7 @@ from hescribe.encoders import resolve_device
 from hescribe.errors import HescribeError, InputError, LeakageError, OutputError
 from hescribe.evaluation.scores import SectionScores
 from hescribe.evaluation.splits import patient_key
+from hescribe.io.expression import name_unit
 from hescribe.report.benchmark import write_benchmark_page
 from hescribe.sections import Section
 from hescribe.training.benchmark.execute import Execution, Finished
@@ -234,6 +235,7 @@ def _settings(plan: Plan, sections: Sequence[Section], folder: Path) -> dict[str
         "Sections": ", ".join(s.section_id for s in used),
         "Patients": str(len({patient_key(s) for s in used})),
         "Gene panel": config.genes,
+        "Expression": name_unit(config.target_sum),
         "Tile": f"{config.tile_um:g} µm",
         "Inner folds": str(config.folds),
         "Views": "the method's" if config.views is None else str(config.views),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,5 +27,6 @@ def view(
     viewer = show(prediction, image=image, host=host, port=port, browser=browser)
     if viewer.notice:
         typer.echo(f"warning: {viewer.notice}", err=True)
-    typer.echo(f"{viewer.url} (Ctrl-C ends)")
-    viewer.wait()
+    with suppress(KeyboardInterrupt):  # one that comes before it waits
+        typer.echo(f"{viewer.url} (Ctrl-C ends)")
+        viewer.wait()
