@@ -18,6 +18,7 @@ from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.pitch import spot_pitch
 from hescribe.io.readers import READERS, mpp_from_files, mpp_from_pitch, read_expression, technology_of
+from hescribe.slides.blocks.cells import quickest_read
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
 from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
 from hescribe.types import Mpp
@@ -176,7 +177,7 @@ class Section:
         """The slide, small, and its downsampling; None where there is no slide to show."""
         if self.image is None or self._patches:
             return None
-        image = self.slide.thumbnail(max_px)
+        image = self.slide.thumbnail(max_px, read=quickest_read(self.slide))
         return image, self.slide.width / image.shape[1]
 
     def with_image(self, max_px: int = 2000) -> ad.AnnData:

@@ -14,7 +14,7 @@ import tifffile
 
 from hescribe.errors import InputError
 from hescribe.slides.blocks import sweep as sweep_module
-from hescribe.slides.blocks.cells import Cells, RegionCells, TiffCells, open_cells, reading_threads
+from hescribe.slides.blocks.cells import Cells, RegionCells, TiffCells, open_cells, quickest_read, reading_threads
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import reading_order
 from hescribe.slides.reader import open_slide
@@ -140,6 +140,24 @@ def test_no_more_is_held_than_the_front_and_never_beyond_the_bound(path: Path, m
     np.testing.assert_array_equal(np.concatenate(plain), np.concatenate(bounded))
 
 
+def test_large_cells_are_decoded_one_by_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells decoded together are let go together: several large ones would hold more than the bound counts."""
+    together: dict[int, list[int]] = {}
+    decode = sweep_module._Held._decode
+    for bound in (4 * 64 * 64 * 3, 64 * 64 * 3):
+        seen = together.setdefault(bound, [])
+
+        def watch(self, some, seen=seen):  # type: ignore[no-untyped-def]
+            seen.append(len(some))
+            return decode(self, some)
+
+        monkeypatch.setattr(sweep_module, "_TOGETHER_BYTES", bound)
+        monkeypatch.setattr(sweep_module._Held, "_decode", watch)
+        list(make(open_cells(open_slide(path)), centres(25.0), (1.0,)).batches(64, threads=2))
+    assert max(together[4 * 64 * 64 * 3]) == 4
+    assert set(together[64 * 64 * 3]) == {1}
+
+
 def test_going_on_in_the_middle_gives_the_same_tiles(path: Path) -> None:
     where = centres()
     sweep = make(open_cells(open_slide(path)), where)
@@ -155,6 +173,8 @@ def test_blocks_beyond_the_end_are_noticed_at_once(tmp_path: Path) -> None:
         file.truncate(path.stat().st_size - 5000)
     with pytest.raises(InputError, match=r"slide\.tif: the image is truncated"):
         open_cells(slide)
+    assert quickest_read(slide) == slide.read_region, "what is left can still be looked at"
+    assert quickest_read(open_slide(write(tmp_path / "whole.tif"))) != slide.read_region
 
 
 def test_a_damaged_block_is_one_clear_line(tmp_path: Path) -> None:

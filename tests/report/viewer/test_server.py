@@ -156,6 +156,7 @@ class Drawn(Slide):
     """A slide in memory, with levels of the downsamplings given."""
 
     def __init__(self, image: Rgb, downsamples: tuple[float, ...]) -> None:
+        self.path = Path("drawn.png")
         self.height, self.width = image.shape[:2]
         self.downsamples = downsamples
         self.level_sizes = tuple((int(self.width / d), int(self.height / d)) for d in downsamples)

@@ -11,6 +11,7 @@ from threading import BoundedSemaphore, Lock
 import numpy as np
 
 from hescribe.errors import InputError
+from hescribe.slides.blocks.cells import quickest_read
 from hescribe.slides.slide import Rgb, Slide
 
 PICTURE_PX = 512  #: side of a picture
@@ -31,6 +32,7 @@ class Pyramid:
 
     def __init__(self, slide: Slide) -> None:
         self.slide = slide
+        self._read = quickest_read(slide)
         longer = max(slide.width, slide.height)
         self.levels = 1 + max(0, math.ceil(math.log2(longer / PICTURE_PX)))
         self._kept: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
@@ -86,7 +88,7 @@ class Pyramid:
         else:
             down, (width, height) = self.slide.downsamples[fitting], self.slide.level_sizes[fitting]
             xs, ys = _between(left, right, down, width), _between(top, bottom, down, height)
-            region = self.slide.read_region(xs[0], ys[0], xs[1] - xs[0], ys[1] - ys[0], level=fitting)
+            region = self._read(xs[0], ys[0], xs[1] - xs[0], ys[1] - ys[0], level=fitting)
         if region.shape[:2] == size[::-1]:
             return region
         return np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -102,7 +104,7 @@ class Pyramid:
 
     @cached_property
     def _small_slide(self) -> Rgb:
-        return self.slide.thumbnail(_OVERVIEW_PX)
+        return self.slide.thumbnail(_OVERVIEW_PX, read=self._read)
 
 
 def _between(low: float, high: float, scale: float, end: int) -> tuple[int, int]:

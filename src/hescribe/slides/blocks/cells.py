@@ -10,8 +10,9 @@ from itertools import product
 
 import numpy as np
 
+from hescribe.errors import InputError
 from hescribe.slides.blocks.tiff import TiffLevel, tiff_levels
-from hescribe.slides.slide import Rgb, Slide
+from hescribe.slides.slide import ReadRegion, Rgb, Slide
 
 
 def reading_threads() -> int:
@@ -111,6 +112,14 @@ class TiffCells(Cells):
     def decode(self, level: int, column: int, row: int) -> Rgb:
         """As the base says."""
         return self._levels[level].decode(column, row)
+
+
+def quickest_read(slide: Slide) -> ReadRegion:
+    """The quickest way to a slide's pixels; where its file is cut short the library's, which has what is left."""
+    try:
+        return open_cells(slide).read_region
+    except InputError:
+        return slide.read_region
 
 
 def open_cells(slide: Slide) -> Cells:

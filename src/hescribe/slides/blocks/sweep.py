@@ -20,6 +20,7 @@ HELD_BYTES = 512 * 2**20  #: of decoded cells; beyond, the oldest are dropped an
 _AHEAD = 4  #: batches being read while one is worked on
 
 _TOGETHER = 4  #: cells that a thread decodes in one go, at most
+_TOGETHER_BYTES = 8 * 2**20  #: and of these, since cells that are decoded together are let go together
 
 Cell = tuple[int, int, int]  #: level, column, row
 
@@ -160,7 +161,8 @@ class _Held:
         return taken
 
     def _begin(self, missing: list[Cell], pool: ThreadPoolExecutor) -> None:
-        together = max(1, min(_TOGETHER, len(missing) // self._threads))
+        most = min(_TOGETHER, _TOGETHER_BYTES // max(map(self._size, missing), default=1))
+        together = max(1, min(most, len(missing) // self._threads))
         for first in range(0, len(missing), together):
             some = missing[first : first + together]
             future = pool.submit(self._decode, some)
