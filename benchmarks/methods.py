@@ -83,6 +83,13 @@ METHODS = {
         "options": {"new": {"programs": 20, "penalty": 0.01}, "retrieval": False},
     },
     "bleep fine-tuned": {"method": "bleep", "fine_tune": True, "epochs": 15, "inner_folds": 0},
+    "bleep fine-tuned, batches of 128": {
+        "method": "bleep",
+        "fine_tune": True,
+        "epochs": 15,
+        "inner_folds": 0,
+        "options": {"optimisation": {"batch_size": 128, "fewest_steps": 4}},
+    },
     "cmrcnet fine-tuned": {"method": "cmrcnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
     "stnet fine-tuned": {"method": "stnet", "fine_tune": True, "epochs": 15, "inner_folds": 0},
     # The published schedules, the encoder trained too: for a GPU. CMRCNet's transformer starts from chance, as published
@@ -174,6 +181,7 @@ def main() -> None:
         seeds = args.seeds.split(",")
         for seed in seeds[:1] if METHODS[name]["method"] in SEEDLESS else seeds:
             given = {"encoder": args.encoder, "tile_um": args.tile_um, "seed": int(seed), "device": args.device}
+            given["precision"] = args.precision
             config = TrainConfig(**(given | METHODS[name]))
             for split in SPLITS[args.data]:
                 if args.protocols and split.protocol not in args.protocols.split(";"):
@@ -206,6 +214,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--protocols", default="", help="with semicolons; default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32", help="or bf16")
     parser.add_argument("--splits", default="", help="with semicolons, as C2+C3+C4-to-C5; default: all")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """How often the intervals for new patients hold: all patients of a cohort, by expression alone.
 
-    python benchmarks/patients.py shared/data/her2st [--patients 1,2,3,4,6] [--root 0.4 --slope 0.5]
+    python benchmarks/patients.py shared/data/her2st [--patients 1,2,3,4,6] [--root 0.4 --slope 0.35]
 
 Images are not needed: what a map adds to a gene's mean on a new patient's slide is small beside how patients differ, so
 the training mean stands for the prediction. K patients are drawn as training set, each left out in turn (sections, for
@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from hescribe.inference import trust as trust_module
-from hescribe.inference.trust import Trust, fit_trust
+from hescribe.inference.trust import Trust, fit_trust, full_level
 from hescribe.io.expression import log_normalise
 from hescribe.metrics.gene_sets import detected_genes, gene_moments, top_genes
 from hescribe.sections import read_sections
@@ -62,8 +63,15 @@ def gene_sets(expression: np.ndarray, genes: list[str]) -> np.ndarray:
     return np.stack([found.detected > 0, detected_genes(found.detected), *top])
 
 
-def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray, np.ndarray]:
-    """Intervals from what was left out in turn, before any prior; the training mean, and that of each patient."""
+class Learned(NamedTuple):
+    """Intervals from what was left out in turn, without prior and with it, and the training mean."""
+
+    bare: Trust
+    wide: Trust
+    mean: np.ndarray
+
+
+def learn(cohort: Cohort, patients: tuple[str, ...]) -> Learned:
     names = [s for s, p in cohort.patient.items() if p in patients]
     groups = {s: (cohort.patient[s] if len(patients) > 1 else s) for s in names}
     residuals = []
@@ -76,7 +84,9 @@ def learn(cohort: Cohort, patients: tuple[str, ...]) -> tuple[Trust, np.ndarray,
         np.concatenate([cohort.expression[s] for s in names if cohort.patient[s] == p]).mean(axis=0) for p in patients
     ]
     alike = [np.zeros(len(r), dtype=np.float32) for r in residuals]
-    return fit_trust(residuals, alike, np.zeros(len(mean)), level=mean), mean, np.stack(levels)
+    bare = fit_trust(residuals, alike, np.zeros(len(mean)), level=mean)
+    level = full_level(sparse.csr_matrix(np.concatenate([cohort.expression[s] for s in names])))
+    return Learned(bare, bare.for_another_patient(level, np.stack(levels)), mean)
 
 
 def coverage(cohort: Cohort, trust: Trust, mean: np.ndarray, patients: tuple[str, ...]) -> np.ndarray:
@@ -108,9 +118,9 @@ def main() -> None:
         np.random.default_rng(0).shuffle(drawn)
         bare, wide = [], []
         for patients in (tuple(d) for d in drawn[:MOST_SETS]):
-            trust, mean, levels = learn(cohort, patients)
-            bare.append(coverage(cohort, trust, mean, patients))
-            wide.append(coverage(cohort, trust.for_another_patient(mean, levels), mean, patients))
+            learned = learn(cohort, patients)
+            bare.append(coverage(cohort, learned.bare, learned.mean, patients))
+            wide.append(coverage(cohort, learned.wide, learned.mean, patients))
         without, with_prior = np.concatenate(bare), np.concatenate(wide)
         print(f"{count} training patients, {len(with_prior)} pairs with a new one: {', '.join(SETS)}")
         for name, figures in (("without the prior", without), ("with it", with_prior)):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from hescribe.inference.trust import COVERAGE, Novelty, Trust, fit_trust
+from hescribe.inference.trust import COVERAGE, Novelty, Trust, fit_trust, full_level
 
 
 def residuals(rng: np.random.Generator, n: int, scale: np.ndarray) -> np.ndarray:
@@ -104,8 +105,8 @@ def test_what_one_patient_says_of_another_is_less_sure_where_expression_is_high(
     trust = Trust(np.array([0.5, 0.5, 0.5]), np.array([0.3, 1.0, 1.0]), np.array([30.0, 60.0]), np.ones(3))
     mean = np.array([0.0, 1.0, 4.0])
     wider = trust.for_another_patient(mean, mean[None])
-    # τ = 0.4 √μ + 0.5 μ: 0, 0.9, 2.8; half-widths add in quadrature
-    prior = 1.645 * np.array([0, 0.9, 2.8])
+    # τ = 0.4 √μ + 0.35 μ: 0, 0.75, 2.2; half-widths add in quadrature
+    prior = 1.645 * np.array([0, 0.75, 2.2])
     np.testing.assert_allclose(wider.interval, np.hypot([0.3, 1.0, 1.0], prior), rtol=1e-3)
     np.testing.assert_array_equal(wider.expected_pcc, trust.expected_pcc)
     # Several patients tell themselves how far they differ: all genes by half of the prior, then not at all
@@ -120,13 +121,27 @@ def test_what_one_patient_says_of_another_is_less_sure_where_expression_is_high(
         np.testing.assert_allclose(found, np.hypot([0.3, 1.0, 1.0], np.sqrt(share * size) * prior), rtol=1e-3)
 
 
+def test_a_level_does_not_depend_on_the_depth() -> None:
+    """The mean of the logarithms does: a patient sequenced shallowly used to promise too narrow intervals."""
+    rng = np.random.default_rng(0)
+    share = rng.gamma(2.0, 1e-3 / 2, (4000, 6))  # 10 in 10,000 on average
+    levels, means = [], []
+    for depth in (650, 9500):
+        counts = rng.poisson(depth * share)
+        logged = sparse.csr_matrix(np.log1p(1e4 * counts / depth))
+        levels.append(full_level(logged))
+        means.append(np.asarray(logged.mean(axis=0)).ravel())
+    np.testing.assert_allclose(levels, np.log1p(10.0), atol=0.08)
+    assert (means[1] - means[0] > 0.6).all()
+
+
 def test_the_prior_covers_a_new_patient_as_often_as_it_says() -> None:
     """Patients whose levels differ as the prior has it: one patient's own interval falls short, the wider one does not."""
     rng = np.random.default_rng(4)
     mean = np.full(400, 2.0)
     errors = [np.abs(rng.normal(0, 0.6, (300, 400))).astype("f") for _ in range(3)]
     trust = fit_trust(errors, [rng.uniform(0, 100, 300).astype("f")] * 3, np.zeros(400), level=mean)
-    shift = rng.normal(0, 0.4 * np.sqrt(2.0) + 0.5 * 2.0, 400)
+    shift = rng.normal(0, 0.4 * np.sqrt(2.0) + 0.35 * 2.0, 400)
     another = np.abs(rng.normal(shift, 0.6, (300, 400)))
     assert (another <= trust.interval).mean() < 0.7
     assert (another <= trust.for_another_patient(mean, mean[None]).interval).mean() == pytest.approx(COVERAGE, abs=0.03)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from hescribe.inference.trust import fit_trust
+from hescribe.inference.trust import fit_trust, full_level
 from hescribe.io.expression import log_normalise
 
 SHARED = Path(os.environ.get("HESCRIBE_SHARED", Path(__file__).parents[3] / "shared"))
@@ -39,7 +39,8 @@ def test_highest_genes_of_a_new_patient_are_covered_on_average(expression):
         mean = np.concatenate(pair).mean(0)
         flat = [np.zeros(len(r), "f") for r in residuals]
         trust = fit_trust(residuals, flat, np.zeros(len(mean)), level=mean)
-        widened = trust.for_another_patient(mean, np.stack([p.mean(0) for p in pair]))
+        level = full_level(sparse.csr_matrix(np.concatenate(pair)))
+        widened = trust.for_another_patient(level, np.stack([p.mean(0) for p in pair]))
         for patient in set(expression) - {one, other}:
             high = np.argsort(-expression[patient].mean(0))[:50]
             error = np.abs(expression[patient] - mean)[:, high]

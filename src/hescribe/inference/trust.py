@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hescribe.reference import search
-from hescribe.types import Features, PerGene
+from hescribe.types import Features, PerGene, SparseExpression
 
 COVERAGE = 0.90
 _COMPONENTS = 128  #: of the space in which distances are measured; blur and ink show in the lesser ones
@@ -21,11 +21,12 @@ _TILES_PER_COMPONENT = 4  #: training tiles that a component needs at least, or 
 _NEIGHBOURS = 5  #: a tile's distance is to its fifth nearest, so that one odd training tile counts for little
 _FAR = 0.99  #: quantile of the training tiles' own distances that features and colours are compared by
 _NORMAL_90 = 1.645  #: half-width of a normal distribution's 90 % interval, in standard deviations
-#: τ = 0.4 √μ + 0.5 μ, how far the mean of a gene at level μ (log1p) differs between two patients: 0.2 at μ = 0.1, 1.6 at
-#: 2, 2.8 at 4. Beyond the differences of means that were seen, as spots of another patient differ in spread, too.
-#: Set, with the shares, by coverage at the spots of all others of HER2ST's seven patients, over genes of all levels
-#: and the highest expressed and most variable ones alike (benchmarks/patients.py)
-_BETWEEN_PATIENTS = (0.4, 0.5)
+#: τ = 0.4 √μ + 0.35 μ, how far the level of a gene differs between two patients, μ being the level it has with counts
+#: without end (`full_level`): 0.2 at μ = 0.1, 1.3 at 2, 2.2 at 4. Beyond the differences of means that were seen, as
+#: spots of another patient differ in spread, too. Set, with the shares, by coverage at the spots of all others of
+#: HER2ST's seven patients, over genes of all levels and the highest expressed and most variable ones alike
+#: (benchmarks/patients.py)
+_BETWEEN_PATIENTS = (0.4, 0.35)
 _HIGHEST = 1000  #: genes by which training patients are compared: of the others, means differ by counting noise
 _BEYOND_SEEN = 1.7  #: times τ² at the size seen between two or three training patients; falls with their number beyond
 
@@ -171,7 +172,7 @@ class Trust:
         """(n,) novelty percentiles → (n,) factors."""
         return self.scale[np.searchsorted(self.scale_edges, novelty, side="right")].astype(np.float32)
 
-    def for_another_patient(self, mean: PerGene, levels: Features) -> Trust:
+    def for_another_patient(self, level: PerGene, levels: Features) -> Trust:
         """What left-out spots of a few patients say about one more patient, whose genes have other levels.
 
         The half-width becomes ``√(interval² + c (1.645 τ)²)``, with τ a prior for how far a gene's level differs between
@@ -183,13 +184,12 @@ class Trust:
 
         Parameters
         ----------
-        mean
-            (g,) mean of each gene in training.
+        level
+            (g,) of each gene in training, as `full_level` has it.
         levels
-            (K, g) the same in each training patient.
+            (K, g) mean of each gene in each training patient.
         """
         root, slope = _BETWEEN_PATIENTS
-        level = np.maximum(mean, 0.0)
         shift = _NORMAL_90 * (root * np.sqrt(level) + slope * level)
         share = 1.0 if len(levels) < 2 else min(_BEYOND_SEEN, 5.0 / len(levels)) * _seen(levels, level, shift)
         return replace(self, interval=np.sqrt(self.interval**2 + share * shift**2))
@@ -199,9 +199,19 @@ class Trust:
         return asdict(self)
 
 
-def _seen(levels: Features, mean: PerGene, shift: PerGene) -> float:
+def full_level(expression: SparseExpression) -> PerGene:
+    """(n, g) log expression → (g,) log1p of each gene's mean share, the level it has in a spot with counts without end.
+
+    The mean of the logarithms depends on how deeply a section was sequenced: with 650 counts a spot a gene of 10 in
+    10,000 is seen in every other spot and has a mean of 1.4, with 9,500 of 2.3. Of another patient, whose depth nobody
+    knows, a shallow section's own means would promise too little difference and a deep one's too much.
+    """
+    return np.log1p(np.asarray(expression.expm1().mean(axis=0), dtype=np.float64).ravel())
+
+
+def _seen(levels: Features, level: PerGene, shift: PerGene) -> float:
     """Mean square over pairs of patients of how far their genes' levels differ, in units of (g,) ``shift``."""
-    high = np.argsort(-mean)[:_HIGHEST]
+    high = np.argsort(-level)[:_HIGHEST]
     high = high[shift[high] > 0]
     if not len(high):
         return 0.0

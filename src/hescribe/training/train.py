@@ -22,7 +22,7 @@ from hescribe.errors import DivergedError, InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.refine import wanted_refinement
-from hescribe.inference.trust import Novelty, Trust, fit_trust
+from hescribe.inference.trust import Novelty, Trust, fit_trust, full_level
 from hescribe.methods.base import MethodConfig
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
@@ -312,7 +312,7 @@ def _trusts_of_measured(folds: list[_Fold], data: TrainingData) -> tuple[Trust |
     # A few patients, and still more a single one, hardly tell how much patients differ
     new = _trust([(f.new, f.novelty) for f in strangers or folds], mean)
     of_each = [np.asarray(data.expression[patient == p].mean(axis=0)).ravel() for p in np.unique(patient)]
-    return new.for_another_patient(mean, np.stack(of_each)), known
+    return new.for_another_patient(full_level(data.expression), np.stack(of_each)), known
 
 
 def _trust(judged: list[tuple[_Judged, npt.NDArray[np.float32]]], mean: PerGene) -> Trust:
