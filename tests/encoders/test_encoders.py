@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hescribe.encoders import ENCODERS, Extraction, extract_features, load_encoder
+from hescribe.encoders import ENCODERS, Extraction, extract_features, is_trainable, load_encoder
 from hescribe.encoders.extract import _key, dihedral_views
 from hescribe.errors import EncoderError
 
@@ -164,3 +164,8 @@ def test_averaging_views_makes_features_rotation_free(tiles: ArrayTiles) -> None
     four = [extract_features(t, encoder, Extraction(views=4)) for t in (tiles, turned)]
     assert np.abs(one[0] - one[1]).max() > 1e-3
     np.testing.assert_allclose(four[0], four[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["stain", "cmrcnet-vit"])
+def test_what_is_known_before_an_encoder_is_loaded_holds(name: str) -> None:
+    assert is_trainable(name) == load_encoder(name).trainable

@@ -68,6 +68,11 @@ ENCODERS: dict[str, EncoderEntry] = {entry.name: entry for entry in (
 # fmt: on
 
 
+def is_trainable(name: str) -> bool:
+    """Whether gradients would reach the weights of the encoder of this name, as far as is known before it is loaded."""
+    return name not in ENCODERS or ENCODERS[name].kind in {"timm", "untrained"}
+
+
 def load_encoder(name: str, *, pretrained: bool = True) -> Encoder:
     """Load an encoder by name.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hescribe.encoders import is_trainable
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import PROTOCOLS, Split, leave_one_section_out
 from hescribe.methods import METHODS
@@ -139,6 +140,10 @@ def make_plan(
         )
         if labels[encoder] in ([own[method]] if method in own else encoders)
     ]
+    for run in runs:
+        if settings[run.method].fine_tune and not is_trainable(labels[run.encoder]):
+            fix = "leave it out, or name another encoder in the variant"
+            raise InputError(f"the encoder {run.encoder!r} cannot be fine-tuned", path=run.method, fix=fix)
     told = {name: _differences(settings[name], config, changes) for name, changes in variants.items()}
     return Plan(tuple(runs), splits, labels, settings, told, config)
 
