@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from hescribe.encoders.engines.streams import MOST, Streams
 from hescribe.encoders.maps.tokens import MeanOfTokens, TokenTower
 from hescribe.encoders.record import Encoder
+from hescribe.errors import InputError
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
 from hescribe.types import Context, Features, Microns, TileArray, TilePx
@@ -136,6 +137,11 @@ def token_stack(tiles: TileSource, encoder: Encoder, how: Extraction, *, device:
         As `mean_of_tokens` gives it.
     how, device
         As for `extract_features`; one view, since the places of a turned tile are others.
+
+    Raises
+    ------
+    InputError
+        They are no finite numbers, or none in half precision.
     """
     assert isinstance(encoder.module, MeanOfTokens)  # noqa: S101 - the caller made it so
     path = cache_folder() / "tokens" / f"{_key(tiles, encoder, how, device)}.npy"
@@ -147,6 +153,9 @@ def token_stack(tiles: TileSource, encoder: Encoder, how: Extraction, *, device:
                     shape = (len(tiles), *tokens.shape[1:])
                     stack = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
                 stack[start : start + len(tokens)] = tokens
+                if not np.isfinite(stack[start : start + len(tokens)]).all():
+                    what = f"section {tiles.slide_id!r}: the encoder gives features that are no finite numbers"
+                    raise InputError(what, path=encoder.name, fix="are its weights whole?")
             del stack
     return np.load(path, mmap_mode="r", allow_pickle=False)
 

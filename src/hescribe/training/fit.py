@@ -320,14 +320,13 @@ class Fitter:
             tile_um = self.config.tile_um
             return [*processes.dealt(self.data.sections, lambda s: tile_stack(s.tiles(), tile_um, size))]
         if getattr(self.method_config, "tokens", False):
-            return [*processes.dealt(self.data.sections, self._tokens)]
+            how, device = self.extraction, self.device
+            made = processes.dealt(
+                self.data.sections, lambda s: token_stack(s.tiles(), self.encoder, how, device=device)
+            )
+            return [*made]
         features = self.describe(self.encoder).full
         return [features[self.data.section == i] for i in range(len(self.data.sections))]
-
-    def _tokens(self, section: Section) -> npt.NDArray[np.generic]:
-        tokens = token_stack(section.tiles(), self.encoder, self.extraction, device=self.device)
-        check_features(tokens, section, self.encoder.name)
-        return tokens
 
     def _trainer(
         self, folder: Path, epochs: int, *, watched: str | None, patience: int
