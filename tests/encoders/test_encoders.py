@@ -166,6 +166,8 @@ def test_averaging_views_makes_features_rotation_free(tiles: ArrayTiles) -> None
     np.testing.assert_allclose(four[0], four[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["stain", "cmrcnet-vit"])
-def test_what_is_known_before_an_encoder_is_loaded_holds(name: str) -> None:
-    assert is_trainable(name) == load_encoder(name).trainable
+@pytest.mark.parametrize("name", ["stain", "cmrcnet-vit", SMALL])
+def test_gradients_reach_an_encoder_that_is_called_trainable(name: str) -> None:
+    encoder = load_encoder(name, pretrained=False)
+    features = encoder.module(torch.zeros(2, 3, encoder.input_px, encoder.input_px, dtype=torch.uint8))
+    assert is_trainable(name) == features.requires_grad

@@ -53,7 +53,6 @@ def load_foundation(entry: EncoderEntry) -> Encoder:
         identity=weights_identity(entry.name, module),
         licence=entry.licence,
         redistributable=not entry.gated,
-        trainable=False,  # lazyslide-models runs its encoders in inference mode
     )
 
 

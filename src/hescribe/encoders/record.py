@@ -64,8 +64,6 @@ class Encoder:
         Licence of the weights.
     redistributable
         Whether the weights may be stored in a bundle; gated ones may not.
-    trainable
-        Whether gradients reach its weights.
     pool
         Its own pooling, or the mean of its tokens.
     """
@@ -78,7 +76,6 @@ class Encoder:
     identity: str
     licence: str
     redistributable: bool = True
-    trainable: bool = True
     pool: Literal["own", "tokens"] = "own"
 
     def with_module(self, module: nn.Module) -> Encoder:

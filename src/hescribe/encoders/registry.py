@@ -69,7 +69,10 @@ ENCODERS: dict[str, EncoderEntry] = {entry.name: entry for entry in (
 
 
 def is_trainable(name: str) -> bool:
-    """Whether gradients would reach the weights of the encoder of this name, as far as is known before it is loaded."""
+    """Whether gradients reach the weights of the encoder of this name.
+
+    The stain has none, and lazyslide-models runs its encoders in inference mode.
+    """
     return name not in ENCODERS or ENCODERS[name].kind in {"timm", "untrained"}
 
 

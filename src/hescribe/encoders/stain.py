@@ -167,5 +167,4 @@ def _encoder(name: str, module: nn.Module, input_px: TilePx) -> Encoder:
         mpp=0.5,
         identity=weights_identity(name, module),
         licence="Apache-2.0",
-        trainable=False,
     )

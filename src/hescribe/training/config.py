@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from hescribe.encoders import has_parts, train_only
+from hescribe.encoders import has_parts, is_trainable, train_only
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.expression import USUAL_SUM
 from hescribe.methods import METHODS
@@ -72,19 +72,28 @@ class TrainConfig(BaseModel):
             return self.inner_folds
         return 1 if self.fine_tune else 4
 
-    def method_row(self) -> Method:
+    def method_row(self, *, where: str = "") -> Method:
         """Row of the table of methods.
+
+        Parameters
+        ----------
+        where
+            Where the settings were given, for a message.
 
         Raises
         ------
         InputError
-            Unknown method, or fine-tuning asked of one that cannot.
+            Unknown method, or fine-tuning asked of a method or an encoder that cannot.
         """
         method = METHODS.get(self.method)
         if method is None:
             raise InputError(f"unknown method {self.method!r}", path="--method", fix=f"one of {', '.join(METHODS)}")
         if self.fine_tune and not method.can_fine_tune:
-            raise InputError(f"method {self.method!r} works on frozen features", path="--fine-tune", fix="leave it out")
+            problem = f"method {self.method!r} works on frozen features"
+            raise InputError(problem, path=where or "--fine-tune", fix="leave it out")
+        if self.fine_tune and not is_trainable(self.encoder):
+            problem = f"the encoder {self.encoder!r} cannot be fine-tuned"
+            raise InputError(problem, path=where or "--fine-tune", fix="leave it out, or name another encoder")
         return method
 
     @property
@@ -131,7 +140,7 @@ class TrainConfig(BaseModel):
         InputError
             An unknown setting or a value out of range.
         """
-        method = self.method_row()
+        method = self.method_row(where=where)
         overrides = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         overrides = {k: v for k, v in overrides.items() if v is not None}
         settings = _within(method.config().model_dump(), self.options)

@@ -130,8 +130,6 @@ def _encoder(config: TrainConfig, method_config: MethodConfig) -> Encoder:
         It cannot be had so.
     """
     encoder, tokens = load_encoder(config.encoder), getattr(method_config, "tokens", False)
-    if config.fine_tune and not encoder.trainable:
-        raise InputError(f"the encoder {encoder.name!r} cannot be fine-tuned", path="--fine-tune", fix="leave it out")
     if config.fine_tune and getattr(method_config, "context", Context()) != Context():
         raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
     if config.fine_tune:

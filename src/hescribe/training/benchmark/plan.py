@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hescribe.encoders import is_trainable
 from hescribe.errors import InputError
 from hescribe.evaluation.splits import PROTOCOLS, Split, leave_one_section_out
 from hescribe.methods import METHODS
@@ -124,7 +123,7 @@ def make_plan(
     settings = {name: config.model_copy(update={"method": name}) for name, changes in methods.items() if not changes}
     settings |= {name: _vary(name, changes, config) for name, changes in variants.items()}
     for name, one in settings.items():
-        one.method_config(where=f"--variant {name!r}" if name in variants else "")
+        one.method_config(where=_where(name, variants))
     _check_numbers(shares, seeds)
     own = {name: settings[name].encoder for name, changes in variants.items() if "encoder" in changes}
     wanted = dict.fromkeys([*(encoders if settings.keys() - own.keys() else ()), *own.values()])
@@ -140,12 +139,15 @@ def make_plan(
         )
         if labels[encoder] in ([own[method]] if method in own else encoders)
     ]
-    for run in runs:
-        if settings[run.method].fine_tune and not is_trainable(labels[run.encoder]):
-            fix = "leave it out, or name another encoder in the variant"
-            raise InputError(f"the encoder {run.encoder!r} cannot be fine-tuned", path=run.method, fix=fix)
     told = {name: _differences(settings[name], config, changes) for name, changes in variants.items()}
-    return Plan(tuple(runs), splits, labels, settings, told, config)
+    plan = Plan(tuple(runs), splits, labels, settings, told, config)
+    for run in runs:
+        plan.settings(run).method_row(where=_where(run.method, variants))
+    return plan
+
+
+def _where(name: str, variants: Mapping[str, Any]) -> str:
+    return f"--variant {name!r}" if name in variants else ""
 
 
 def _check_numbers(shares: Iterable[float], seeds: Iterable[int]) -> None:
