@@ -7,6 +7,7 @@ the training mean stands for the prediction. K patients are drawn as training se
 K = 1; a patient's one section from itself) to learn the intervals as ``train`` does; every spot of the patients that
 remain is a test. Printed are, per K, the mean over pairs of training set and patient for each gene set, chosen on the test
 section as ``evaluate`` does it, without and with the prior; the standard deviation; the share of pairs between 0.86 and 0.94.
+Genes by their level in training, as the prior knows them, are sets of their own.
 ``--root`` and ``--slope`` try another prior than the package's.
 """
 
@@ -30,6 +31,7 @@ from hescribe.sections import read_sections
 from methods import her2st_rows
 
 SETS = ("all", "detected10", "heg50", "hvg50")
+LEVELS = (0.05, 0.2, 0.8, 1.5)  #: log1p of a gene's mean share in training, between the sets by level
 MOST_SETS = 12  #: training sets of one size, drawn at random where there are more
 SPOTS = 80  #: of a test section, drawn at random
 
@@ -64,11 +66,12 @@ def gene_sets(expression: np.ndarray, genes: list[str]) -> np.ndarray:
 
 
 class Learned(NamedTuple):
-    """Intervals from what was left out in turn, without prior and with it, and the training mean."""
+    """Intervals from what was left out in turn, without prior and with it, the training mean, and the genes' levels."""
 
     bare: Trust
     wide: Trust
     mean: np.ndarray
+    level: np.ndarray
 
 
 def learn(cohort: Cohort, patients: tuple[str, ...]) -> Learned:
@@ -86,19 +89,22 @@ def learn(cohort: Cohort, patients: tuple[str, ...]) -> Learned:
     alike = [np.zeros(len(r), dtype=np.float32) for r in residuals]
     bare = fit_trust(residuals, alike, np.zeros(len(mean)), level=mean)
     level = full_level(sparse.csr_matrix(np.concatenate([cohort.expression[s] for s in names])))
-    return Learned(bare, bare.for_another_patient(level, np.stack(levels)), mean)
+    return Learned(bare, bare.for_another_patient(level, np.stack(levels)), mean, level)
 
 
-def coverage(cohort: Cohort, trust: Trust, mean: np.ndarray, patients: tuple[str, ...]) -> np.ndarray:
-    """(patients that remain, 4) share of spots and genes inside the interval."""
+def coverage(cohort: Cohort, trust: Trust, learned: Learned, patients: tuple[str, ...]) -> np.ndarray:
+    """(patients that remain, 4 + levels) share of spots and genes inside the interval, by set and by level."""
     rng = np.random.default_rng(0)
+    band = np.digitize(learned.level, LEVELS)
     found: dict[str, list[np.ndarray]] = {}
     for section, expression in cohort.expression.items():
         if cohort.patient[section] in patients:
             continue
         some = expression[rng.permutation(len(expression))[:SPOTS]]
-        inside = (np.abs(some - mean) <= trust.interval).mean(axis=0)
-        found.setdefault(cohort.patient[section], []).append([inside[mask].mean() for mask in cohort.sets[section]])
+        inside = (np.abs(some - learned.mean) <= trust.interval).mean(axis=0)
+        seen = cohort.sets[section][0]
+        masks = [*cohort.sets[section], *(seen & (band == i) for i in range(len(LEVELS) + 1))]
+        found.setdefault(cohort.patient[section], []).append([inside[mask].mean() for mask in masks])
     return np.array([np.mean(rows, axis=0) for rows in found.values()])
 
 
@@ -113,16 +119,18 @@ def main() -> None:
     trust_module._BETWEEN_PATIENTS = (args.root, args.slope)
     cohort = read(args.folder)
     everybody = list(dict.fromkeys(cohort.patient.values()))
+    edges = ("0", *map(str, LEVELS))
+    bands = [f"level {low} to {high}" for low, high in zip(edges, (*edges[1:], "…"), strict=True)]
     for count in (int(k) for k in args.patients.split(",")):
         drawn = list(itertools.combinations(everybody, count))
         np.random.default_rng(0).shuffle(drawn)
         bare, wide = [], []
         for patients in (tuple(d) for d in drawn[:MOST_SETS]):
             learned = learn(cohort, patients)
-            bare.append(coverage(cohort, learned.bare, learned.mean, patients))
-            wide.append(coverage(cohort, learned.wide, learned.mean, patients))
+            bare.append(coverage(cohort, learned.bare, learned, patients))
+            wide.append(coverage(cohort, learned.wide, learned, patients))
         without, with_prior = np.concatenate(bare), np.concatenate(wide)
-        print(f"{count} training patients, {len(with_prior)} pairs with a new one: {', '.join(SETS)}")
+        print(f"{count} training patients, {len(with_prior)} pairs with a new one: {', '.join((*SETS, *bands))}")
         for name, figures in (("without the prior", without), ("with it", with_prior)):
             within = ((figures >= 0.86) & (figures <= 0.94)).mean(axis=0)
             print(f"  {name:18}", *(np.round(x, 3) for x in (figures.mean(axis=0), figures.std(axis=0), within)))

@@ -395,7 +395,9 @@ def test_mistakes_are_found_before_anything_is_written(sections: list[Section], 
     refuses("unknown method 'magic'", methods={"a": {"method": "magic"}})
     refuses("--variant 'a': epoch: there is no such setting", methods={"a": {"method": "bleep", "epoch": 8}})
     refuses("seed is the same for all variants", methods={"a": {"method": "bleep", "seed": 8}})
-    refuses("--variant 'a': the encoder 'stain' cannot be fine-tuned", methods={"a": {"method": "bleep", "fine_tune": True}})
+    refuses(
+        "--variant 'a': the encoder 'stain' cannot be fine-tuned", methods={"a": {"method": "bleep", "fine_tune": True}}
+    )
     refuses("works on frozen features", methods={"a": {"method": "ridge", "fine_tune": True}})
     refuses("--variant 'a': magic", methods={"a": {"method": "bleep", "options": {"magic": 8}}})
     refuses("2 is no share", learning_curve=[0.5, 2])
