@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hescribe import keys
 from hescribe.evaluation import (
     markdown,
     mean_over_seeds,
@@ -228,7 +229,8 @@ def run(sections: list[Section], split: Split, name: str, config: TrainConfig, r
     bundle = train(fitting, config, output=record.with_suffix(".bundle"))
     seconds = time.perf_counter() - start
     testing = select_sections(sections, split.testing)
-    scores = evaluate(bundle, testing, allow_same_patient=True, device=config.device, seed=0)
+    measured = bundle.genes.index[~bundle.genes[keys.TRANSFERRED]]  # the same for all methods
+    scores = evaluate(bundle, testing, genes=measured, allow_same_patient=True, device=config.device, seed=0)
     table = section_table(scores).assign(method=name, protocol=split.protocol, seed=config.seed, seconds=seconds)
     table = table[table["set"].isin(SETS)]
     facts = {"table": table.to_dict("records"), "resamples": [_resamples(s) for s in scores]}

@@ -89,7 +89,7 @@ def test_a_fold_s_prototypes_know_nothing_of_the_patient_left_out(tmp_path: Path
     sources = [cells(tmp_path / f"{p}.h5ad", np.ones((2, 2)), ["A", "B"], f" {p.lower()}") for p in "PR"]
     config = TrainConfig(method="carhe")
     fitter = Fitter(
-        data, config, config.method_config(), load_encoder("stain"), "cpu",
+        data, config, config.method_config(), load_encoder("stain"), "cpu", fewest=2,
         unpaired=assemble_unpaired(sources, data, config),
     )  # fmt: skip
     first, second = np.array([0, 1]), np.array([2, 3])

@@ -76,7 +76,7 @@ def is_trainable(name: str) -> bool:
     return name not in ENCODERS or ENCODERS[name].kind in {"timm", "untrained"}
 
 
-def load_encoder(name: str, *, pretrained: bool = True) -> Encoder:
+def load_encoder(name: str, *, pretrained: bool = True, seed: int = 0) -> Encoder:
     """Load an encoder by name.
 
     Parameters
@@ -85,6 +85,8 @@ def load_encoder(name: str, *, pretrained: bool = True) -> Encoder:
         A name of the table, ``timm:<architecture>`` or ``timm:<architecture>@<file.safetensors>``.
     pretrained
         Get the weights; without, the architecture alone, to be filled from a bundle.
+    seed
+        Of the first weights of an encoder that is trained from scratch.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def load_encoder(name: str, *, pretrained: bool = True) -> Encoder:
     if entry.kind == "stain":
         return load_stain()
     if entry.kind == "untrained":
-        return load_cmrcnet_vit()
+        return load_cmrcnet_vit(seed=seed)
     if entry.kind == "timm":
         return load_timm(entry.source, pretrained=pretrained)
     return load_foundation(entry)

@@ -48,17 +48,16 @@ def load_timm(name: str, *, weights: Path | None = None, pretrained: bool = True
     )
 
 
-def load_cmrcnet_vit() -> Encoder:
+def load_cmrcnet_vit(*, seed: int = 0) -> Encoder:
     """The image encoder of CMRCNet, which its code trains from scratch: of use with fine-tuning only.
 
     A vision transformer of patch 32, width 768, depth 8 and 8 heads (the paper says ViT-B/32, which has depth 12 and
-    12 heads); linear weights start from a truncated normal of σ = 0.01. The seed is fixed, so the bundle of a frozen
-    run still finds the same encoder.
+    12 heads); linear weights start from a truncated normal of σ = 0.01.
     """
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         backbone = VisionTransformer(img_size=224, patch_size=32, embed_dim=768, depth=8, num_heads=8, num_classes=0)
         for module in backbone.modules():
             if isinstance(module, nn.Linear):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ def evaluate(
     bundle: Bundle,
     sections: Sequence[Section],
     *,
+    genes: Collection[str] | None = None,
     markers: Iterable[str] = (),
     allow_same_patient: bool = False,
     device: str = "cpu",
@@ -40,6 +41,8 @@ def evaluate(
         A trained method.
     sections
         Sections with image and expression; others are left out.
+    genes
+        Score only these.
     markers
         Genes of special interest.
     allow_same_patient
@@ -72,6 +75,7 @@ def evaluate(
             score_section(
                 prediction,
                 section.adata,
+                genes=genes,
                 training_stats=bundle.genes,
                 markers=markers,
                 allow_same_patient=allow_same_patient,

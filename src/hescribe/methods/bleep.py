@@ -103,8 +103,8 @@ class Bleep(JointModel):
 
     def _contrast(self, images: Tensor, expression: Tensor) -> Tensor:
         return contrastive_loss(
-            images.float(),
-            expression.float(),
+            images,
+            expression,
             temperature=self.config.temperature,
             smooth=self.config.smooth_targets,
             renormalise=self.config.renormalise_targets,

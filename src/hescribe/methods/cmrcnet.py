@@ -135,7 +135,7 @@ class Cmrcnet(JointModel):
         expression = self.embed_expression(batch.expression)
         rebuilt = self.reconstruct(tokens, batch.expression)
         images, expression, rebuilt = self.rows_of_all(images, expression, rebuilt)
-        contrast = contrastive_loss(images.float(), expression.float(), temperature=self.config.temperature)
+        contrast = contrastive_loss(images, expression, temperature=self.config.temperature)
         target = images.detach() if self.config.detach_target else images
         return {
             "contrastive": torch.log1p(contrast).mean(),

@@ -6,9 +6,15 @@ columns are images.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_P = ParamSpec("_P")
 
 
 def soft_targets(
@@ -39,11 +45,26 @@ def soft_targets(
     return F.softmax(similarity / temperature, dim=-1)
 
 
+def _in_full_precision(
+    formula: Callable[Concatenate[Tensor, Tensor, _P], Tensor],
+) -> Callable[Concatenate[Tensor, Tensor, _P], Tensor]:
+    """Without autocast, whose products have the eight bits of bf16: too few for similarities of a few hundred."""
+
+    @functools.wraps(formula)
+    def full(one: Tensor, other: Tensor, *args: _P.args, **kwargs: _P.kwargs) -> Tensor:
+        with torch.autocast(one.device.type, enabled=False):
+            wide = torch.promote_types(one.dtype, torch.float32)
+            return formula(one.to(wide), other.to(wide), *args, **kwargs)
+
+    return full
+
+
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """``−Σⱼ Tᵢⱼ log softmaxⱼ(Lᵢ)`` for every row i: (n, n), (n, n) → (n,)."""
     return -(targets * F.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
+@_in_full_precision
 def contrastive_loss(
     images: Tensor,
     expression: Tensor,
@@ -86,6 +107,7 @@ def contrastive_loss(
     return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, transposed)) / 2
 
 
+@_in_full_precision
 def aligned_loss(images: Tensor, genes: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Symmetric alignment with given targets: ``½ [CE(P Cᵀ / τ, T) + CE(C Pᵀ / τ, T)]``, the mean over the batch.
 

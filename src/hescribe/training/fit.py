@@ -116,6 +116,9 @@ class Fitter:
         As loaded.
     device
         Torch device.
+    fewest
+        Spots of the smallest fit, by which the batches of all are sized: epochs are counted in fits without some
+        sections, and an epoch of the last one should not be fewer or other steps.
     cell_types
         Compositions of the training data's spots, where they are known.
     unpaired
@@ -129,6 +132,7 @@ class Fitter:
     method_config: MethodConfig
     encoder: Encoder
     device: str
+    fewest: int
     cell_types: pd.DataFrame | None = None
     unpaired: UnpairedData | None = None
     embedding: Features | None = None
@@ -293,7 +297,7 @@ class Fitter:
         trainer, keeper = self._trainer(
             folder, most, watched=watched if len(held_out) else None, patience=optimisation.patience
         )
-        size, seed = optimisation.batch_for(len(fitting)), self.config.seed
+        size, seed = optimisation.batch_for(self.fewest), self.config.seed
         loader = training_loader(spots, SeededShuffle(fitting, size, seed, part=processes.share()), device=self.device)
         # Every process validates on all of it: a contrastive loss over parts would be another number
         validation = ordered_loader(spots, held_out, batch_size=512, device=self.device) if len(held_out) else None

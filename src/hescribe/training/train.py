@@ -116,7 +116,8 @@ def _fitter(sections: Sequence[Section], config: TrainConfig, device: str) -> Fi
     encoder = _encoder(config, method_config)
     embedding = ready_embedding(data, unpaired, getattr(method_config, "gene_embedding", "learned"))
     cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
-    fitter = Fitter(data, config, method_config, encoder, device, cell_types, unpaired, embedding)
+    fewest = min([len(data.section), *(len(rows) for rows, _ in _splits(data, config))])
+    fitter = Fitter(data, config, method_config, encoder, device, fewest, cell_types, unpaired, embedding)
     wanted_refinement(method_config, encoder, fitter.extraction)  # refused now, not after hours of training
     return fitter
 
@@ -129,7 +130,9 @@ def _encoder(config: TrainConfig, method_config: MethodConfig) -> Encoder:
     InputError
         It cannot be had so.
     """
-    encoder, tokens = load_encoder(config.encoder), getattr(method_config, "tokens", False)
+    # A bundle without weights, of a frozen encoder, finds it again by name alone
+    encoder = load_encoder(config.encoder, seed=config.seed if config.fine_tune else 0)
+    tokens = getattr(method_config, "tokens", False)
     if config.fine_tune and getattr(method_config, "context", Context()) != Context():
         raise InputError("a context is described with a frozen encoder only", path="--fine-tune", fix="leave one out")
     if config.fine_tune:

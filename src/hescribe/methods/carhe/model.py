@@ -159,7 +159,7 @@ class Carhe(JointModel):
             genes = self.embed_prototypes()[cluster]
         else:
             genes = self.embed_expression(batch.expression)
-        images, genes, cluster = self.rows_of_all(images.float(), genes.float(), cluster)
+        images, genes, cluster = self.rows_of_all(images, genes, cluster)
         return {"alignment": aligned_loss(images, genes, self._targets(cluster), self.config.temperature)}
 
     def _targets(self, cluster: Tensor) -> Tensor:

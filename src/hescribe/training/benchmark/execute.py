@@ -107,10 +107,13 @@ class Execution:
             save=lambda _, section, prediction: write_anndata(prediction, self._prediction(split, section)),
         )
         for held in held_out:
+            var = held.prediction.var
             scores = score_section(
                 held.prediction,
                 by_id[held.section_id].adata,
                 method=self.run.method,
+                # Genes that one method alone carries over from elsewhere would make its sets others than the rest's
+                genes=var.index[~var[keys.TRANSFERRED].to_numpy(dtype=bool)],
                 training_stats=held.prediction.var,
                 markers=self.markers,
                 allow_same_patient=split.same_patient,
