@@ -6,8 +6,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from hescribe.errors import InputError
 from hescribe.slides.grid import lay_grid, reading_order
@@ -15,6 +17,7 @@ from hescribe.slides.reader import open_slide
 from hescribe.slides.tissue import Tissue, find_tissue, mask_tissue
 
 UM = 16.0
+HER2ST = Path(__file__).parents[3] / "shared" / "data" / "her2st"
 EOSIN, HAEMATOXYLIN = (228, 160, 190), (120, 80, 150)
 
 
@@ -56,6 +59,36 @@ def test_dust_is_left_out_and_holes_are_kept() -> None:
     found = mask_tissue(image, pixel_um=UM)
     assert not found[:40, :40].any()
     assert overlap(found, truth & (hole == 0)) > 0.93
+
+
+@pytest.mark.parametrize("glass", [(243, 241, 244), (220, 207, 224)], ids=["grey", "tinted"])
+def test_dense_nuclei_bluer_than_they_are_dark_are_tissue(glass: tuple[int, int, int]) -> None:
+    image, truth = draw(glass)
+    dense = truth & (np.arange(600) > 300)
+    image[dense] = (74, 72, 128)  # lymphocytes in a section of a breast, shoulder to shoulder
+    assert mask_tissue(image, pixel_um=UM)[dense].mean() > 0.98
+
+
+def test_fat_is_tissue() -> None:
+    image, truth = draw()
+    y, x = np.mgrid[:400, :600]
+    fat = truth & (x > 300)
+    image[fat & (x % 9 > 1) & (y % 9 > 1)] = (243, 241, 244)  # cells of 112 µm between threads
+    assert overlap(mask_tissue(image, pixel_um=UM), truth) > 0.93
+
+
+@pytest.mark.skipif(not HER2ST.is_dir(), reason="needs the HER2ST data")
+@pytest.mark.parametrize("section", ["B4", "C2", "C3", "C4", "C5"])
+def test_measured_spots_lie_on_tissue(section: str) -> None:
+    (image,) = HER2ST.glob(f"ST-imgs/*/{section}/*.jpg")
+    spots = pd.read_csv(HER2ST / "ST-spotfiles" / f"{section}_selection.tsv", sep="\t")
+    if "selected" in spots:
+        spots = spots[spots["selected"] == 1]
+    centres = spots[["pixel_x", "pixel_y"]].to_numpy(dtype=float)
+    pitch = np.median(cKDTree(centres).query(centres, 2)[0][:, 1])
+    found = find_tissue(open_slide(image), mpp=200.0 / pitch)
+    assert found.covers(centres).mean() > 0.9
+    assert found.mask.mean() < 0.3, "and not the glass as well"
 
 
 def test_a_slide_full_of_tissue_is_tissue() -> None:

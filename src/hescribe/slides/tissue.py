@@ -2,8 +2,9 @@
 
 Stained tissue is coloured, glass is not. A small picture of the slide is made (16 µm a pixel), the colour of the glass
 taken as white, and the saturation split by Otsu's threshold, held within bounds so that neither the noise of an empty
-slide passes for tissue nor the pale half of a full one for glass. Haematoxylin and eosin both let red and blue through
-more than green; what does not (blue, green and black ink, the black of what was never scanned) is no tissue.
+slide passes for tissue nor the pale half of a full one for glass. Haematoxylin and eosin both take green out of the
+light at least as much as red and blue; what does not (blue, green and black ink, the black of what was never scanned) is
+no tissue. Fat is glass between threads of tissue: gaps are closed, and what tissue encloses is filled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _SATURATION = (15, 45)  #: bounds on the threshold, of 255
 _DARK = 40  #: brightness, of 255, below which a pixel is black ink or was never scanned
 _INK = 230  #: saturation, of 255, that only ink has at this scale
 _GLASS = 200  #: the least brightness, of 255, of a pixel that may be glass
-_CLOSED_UM, _OPENED_UM = 64.0, 32.0  #: gaps that are closed, and threads that are cut
+_RED, _FAINT = 1.2, 0.05  #: density of red over that of green, and what is added, that the bluest haematoxylin has
+_CLOSED_UM, _OPENED_UM = 192.0, 32.0  #: gaps that are closed, a few fat cells wide, and threads that are cut
+_FILLED_MM2 = 0.5  #: of a hole in tissue that is filled
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,14 @@ def find_tissue(slide: Slide, *, mpp: Mpp, mask_um: Microns = MASK_UM, read: Rea
 def mask_tissue(image: Rgb, *, pixel_um: Microns) -> Mask:
     """(rows, columns, 3) small picture of a slide → (rows, columns) where there is tissue."""
     balanced = _white_glass(image)
-    red, green, blue = (balanced[:, :, i].astype(np.int16) for i in range(3))
+    green, blue = (balanced[:, :, i].astype(np.int16) for i in (1, 2))
+    # By density, which is in proportion to the dye: dense haematoxylin has the ratio of pale one
+    density = -np.log(np.maximum(balanced[:, :, :2], 1) / 255.0)
+    no_blue_ink = density[:, :, 0] <= _RED * density[:, :, 1] + _FAINT
     brightest, darkest = balanced.max(axis=2), balanced.min(axis=2)
     saturation = (255.0 * (brightest - darkest) / np.maximum(brightest, 1)).astype(np.uint8)
     saturation = np.asarray(cv2.medianBlur(saturation, 3))
-    possible = (brightest > _DARK) & (red >= green) & (blue >= green - 8) & (saturation < _INK)
+    possible = (brightest > _DARK) & no_blue_ink & (blue >= green - 8) & (saturation < _INK)
     if not possible.any():
         return np.zeros(image.shape[:2], dtype=bool)
     threshold, _ = cv2.threshold(saturation[possible], 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
@@ -117,4 +123,12 @@ def _clean(mask: Mask, pixel_um: Microns) -> Mask:
     count, labels, facts, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(cleaned), connectivity=8)
     large = facts[:, cv2.CC_STAT_AREA] * pixel_um**2 >= SMALLEST_MM2 * 1e6
     large[0] = False  # the background
-    return np.asarray(large[labels]) if count > 1 else np.zeros_like(mask)
+    return _filled(np.asarray(large[labels]), pixel_um) if count > 1 else np.zeros_like(mask)
+
+
+def _filled(mask: Mask, pixel_um: Microns) -> Mask:
+    """With the holes that tissue encloses, but for large ones and for what goes on beyond the picture."""
+    _, labels, facts, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    hole = facts[:, cv2.CC_STAT_AREA] * pixel_um**2 <= _FILLED_MM2 * 1e6
+    hole[np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))] = False
+    return mask | np.asarray(hole[labels])
