@@ -111,6 +111,27 @@ def test_enrichment_is_the_area_between_the_running_sums(seed: int, n_genes: int
     assert enrichment(ranks[None], inside)[0] == pytest.approx(area / n_genes)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_enrichment_does_not_depend_on_the_order_of_the_genes(seed: int) -> None:
+    """Most genes of a spot are tied at nothing; the score is the mean over all orders they could stand in."""
+    rng = np.random.default_rng(seed)
+    expression = rng.poisson(0.6, 8).astype(float)
+    inside = np.sort(rng.choice(8, 3, replace=False))
+    ranks = stats.rankdata(expression)
+    areas = []
+    for order in (rng.permutation(8) for _ in range(400)):
+        falling = order[np.argsort(-expression[order], kind="stable")]
+        hit = np.where(np.isin(falling, inside), ranks[falling] ** 0.25, 0.0)
+        miss = ~np.isin(falling, inside) / 5
+        areas.append(np.sum(np.cumsum(hit / hit.sum()) - np.cumsum(miss)))
+    found = enrichment(ranks[None], inside)[0]
+    assert found == pytest.approx(np.mean(areas) / 8, abs=4 * np.std(areas) / 8 / 20 + 1e-9)
+    shuffled = rng.permutation(8)
+    there = np.flatnonzero(np.isin(shuffled, inside))
+    assert enrichment(ranks[shuffled][None], there)[0] == pytest.approx(found)
+
+
 def test_ssgsea_is_high_where_the_set_is(counts: ad.AnnData) -> None:
     values = np.log1p(counts.X)
     values[:10, :4] += 3.0

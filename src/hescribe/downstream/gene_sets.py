@@ -243,7 +243,8 @@ def enrichment(ranks: npt.NDArray[np.float64], inside: npt.NDArray[np.intp]) -> 
     """Single-sample enrichment of a set, (n,): the area between two running sums down the list of genes.
 
     Barbie et al., Nature 2009: with r_g the rank of gene g among N (N the most expressed), genes in falling order,
-    ``Σ_i [ Σ_{g ∈ S, g ≤ i} r_g^¼ / Σ_{g ∈ S} r_g^¼ − Σ_{g ∉ S, g ≤ i} 1 / (N − |S|) ]``, divided by N.
+    ``Σ_i [ Σ_{g ∈ S, g ≤ i} r_g^¼ / Σ_{g ∈ S} r_g^¼ − Σ_{g ∉ S, g ≤ i} 1 / (N − |S|) ]``, divided by N. Genes of one
+    rank, such as all that were not seen, share their places, so that the order of the columns plays no part.
 
     Parameters
     ----------
@@ -253,12 +254,11 @@ def enrichment(ranks: npt.NDArray[np.float64], inside: npt.NDArray[np.intp]) -> 
         Columns of the set.
     """
     n_genes = ranks.shape[1]
-    # A gene at place p of the falling list is part of N − p running sums: no list need be walked
-    place = stats.rankdata(-ranks, axis=1, method="ordinal")
-    lasting = n_genes - place + 1.0
-    weight = ranks[:, inside] ** _SSGSEA_WEIGHT
-    hit = (weight * lasting[:, inside]).sum(axis=1) / weight.sum(axis=1)
-    outside = lasting.sum(axis=1) - lasting[:, inside].sum(axis=1)
+    within = ranks[:, inside]
+    # A gene at place N + 1 − r of the falling list is part of r running sums: no list need be walked
+    weight = within**_SSGSEA_WEIGHT
+    hit = (weight * within).sum(axis=1) / weight.sum(axis=1)
+    outside = ranks.sum(axis=1) - within.sum(axis=1)
     others = n_genes - len(inside)
     return np.asarray((hit - (outside / others if others else 0.0)) / n_genes)
 
