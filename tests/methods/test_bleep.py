@@ -67,6 +67,15 @@ def test_targets_are_probabilities_and_let_gradient_through() -> None:
     assert v.grad.abs().sum() > 0
 
 
+def test_the_formula_has_full_precision_where_the_towers_have_not() -> None:
+    torch.manual_seed(0)
+    images, expression = torch.randn(2, 16, 256) + 1.0
+    full = contrastive_loss(images, expression)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(contrastive_loss(images, expression), full)
+        assert (images @ expression.T).dtype == torch.bfloat16, "or this shows nothing"
+
+
 def test_pairs_attract() -> None:
     """Matching embeddings cost less than the same ones shuffled: the sign is right."""
     torch.manual_seed(0)

@@ -51,6 +51,16 @@ def test_the_recipe_of_hest_benchmark() -> None:
     np.testing.assert_allclose(model.predict_expression(torch.from_numpy(features)).detach(), expected, atol=1e-4)
 
 
+def test_tiles_that_all_look_the_same_teach_nothing() -> None:
+    _, expression, groups = planted()
+    for config in (HestRidgeConfig(components=8), RidgeConfig(components=8)):
+        model = Ridge(nn.Identity(), Shapes(20, 0, 7), config)
+        model.solve(np.ones((len(groups), 20), dtype=np.float32), expression, Origin(groups, groups))
+        out = model.predict_expression(torch.ones(2, 20)).numpy()
+        mean = expression.toarray().mean(axis=0) if config.intercept else np.zeros(7)
+        np.testing.assert_allclose(out, np.tile(mean, (2, 1)), rtol=1e-5, atol=1e-6)
+
+
 def test_recovers_a_planted_map_and_loses_it_when_shuffled() -> None:
     features, expression, groups = planted(n=240)
     train, test = np.arange(240) < 160, np.arange(240) >= 160

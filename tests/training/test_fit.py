@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,26 @@ def test_parts_that_an_encoder_lacks(sections: list[Section], weights: Path, tmp
         bundle = fine_tuned(sections[:1], encoder, tmp_path / "all", method="carhe-clip")
     after = bundle.encoder.module.state_dict()
     assert not torch.equal(load_file(weights)["conv1.0.weight"], after["backbone.conv1.0.weight"])
+
+
+def test_every_fit_of_a_run_has_the_batches_of_the_smallest(
+    sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs are counted without some sections; with all of them an epoch is longer, and its steps are the same."""
+    seen = []
+
+    class Spy(fit.SeededShuffle):
+        def __init__(self, rows: np.ndarray, size: int, seed: int, **more: object) -> None:
+            seen.append((len(rows), size))
+            super().__init__(rows, size, seed, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit, "SeededShuffle", Spy)
+    spots = [s.adata.n_obs for s in sections[:2]]
+    few = {"optimisation": {"batch_size": 256, "fewest_steps": min(spots) // 32}}
+    config = TrainConfig(method="bleep", encoder="stain", epochs=1, inner_folds=2, device="cpu", options=few)
+    train([replace(s, row=replace(s.row, patient_id="P")) for s in sections[:2]], config, output=tmp_path / "bundle")
+    assert [n for n, _ in seen] == [*spots, sum(spots)]
+    assert {size for _, size in seen} == {32}
 
 
 def test_frozen_parts_keep_their_batch_statistics(sections: list[Section], weights: Path, tmp_path: Path) -> None:

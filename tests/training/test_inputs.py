@@ -129,6 +129,15 @@ def test_the_panel_is_the_union_over_sections() -> None:
     assert 10 < panel.sum() <= 20
 
 
+def test_a_section_in_which_no_gene_varies_has_no_voice_in_the_panel() -> None:
+    counts = np.random.default_rng(0).poisson(1.0, (50, 300)).astype(np.float32)
+    genes, supported = pd.Index([f"G{i}" for i in range(300)]), np.ones(300, bool)
+    alone = choose_panel("hvg:10", sparse.csr_matrix(counts), np.zeros(50, dtype=int), genes, supported)
+    for more in (np.zeros((4, 300)), counts[:1]):
+        both, section = sparse.csr_matrix(np.vstack([counts, more])), np.repeat([0, 1], [50, len(more)])
+        np.testing.assert_array_equal(choose_panel("hvg:10", both, section, genes, supported), alone)
+
+
 def test_other_panels(tmp_path: Path) -> None:
     genes = pd.Index(["A", "B", "C"])
     nothing, none = sparse.csr_matrix((2, 3), dtype=np.float32), np.zeros(2, dtype=np.intp)
@@ -144,10 +153,12 @@ def test_other_panels(tmp_path: Path) -> None:
 
 def test_gene_statistics_by_hand() -> None:
     matrix = np.array([[0, 1, 2], [0, 3, 0]], dtype=np.float32)
-    table = gene_table(sparse.csr_matrix(matrix), ["A", "B", "C"], None)
+    table = gene_table(sparse.csr_matrix(matrix), ["A", "B", "C"], None, np.zeros(2, dtype=int))
     np.testing.assert_allclose(table["mean"], matrix.mean(0))
     np.testing.assert_allclose(table["variance"], matrix.var(0))
     assert table["detected"].tolist() == [0.0, 1.0, 0.5]
+    two = gene_table(sparse.csr_matrix(np.vstack([matrix, matrix + 5])), ["A", "B", "C"], None, np.array([0, 0, 1, 1]))
+    np.testing.assert_allclose(two["variance"], matrix.var(0), err_msg="how sections differ is no variance of a gene")
 
 
 def test_harmony_brings_sections_together_and_leaves_the_rest_alone() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from hescribe.metrics.gene_blocks import Mask, Matrix, check_shapes, gene_blocks
 from hescribe.types import PerGene
@@ -39,6 +40,15 @@ def gene_moments(matrix: Matrix) -> GeneMoments:
         for where, (block,) in gene_blocks(matrix):
             out[:, where] = block.mean(axis=0), block.var(axis=0), (block > 0).mean(axis=0)
     return GeneMoments(*out)
+
+
+def variance_within(matrix: Matrix, section: npt.NDArray[np.intp]) -> PerGene:
+    """Variance of every gene within the sections of (n, g) spots, averaged over sections: (g,).
+
+    Over spots of several sections at once it would be largest for the genes in which patients or depths of sequencing
+    differ.
+    """
+    return np.mean([gene_moments(matrix[section == i]).variance for i in np.unique(section)], axis=0)
 
 
 def top_genes(value: PerGene, genes: Sequence[str], n: int = TOP) -> Mask:

@@ -17,8 +17,10 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from hescribe.methods.base import Count, Method, MethodConfig, Origin, Penalty, RegressionModel, Shapes
+from hescribe.metrics.gene_sets import variance_within
 from hescribe.types import Features, SparseExpression
 
+_VOTERS = 1000  #: most variable genes, by which a penalty is chosen
 _PENALTIES = tuple(float(p) for p in np.logspace(-5, 1, 13))  #: as shares of the largest component's sum of squares
 
 
@@ -92,7 +94,8 @@ class Ridge(RegressionModel):
             penalty = choose_penalty(scores, expression, origin)
         elif penalty == "hest":
             # Theirs is on components as they are, ours on components divided by the first one's spread, n times
-            penalty = 100 / (axes.shape[1] * expression.shape[1]) * np.square(axes).sum(axis=0)[0] / len(features)
+            first = np.square(axes[:, :1]).sum()  # none, where all tiles look the same
+            penalty = 100 / (max(axes.shape[1], 1) * expression.shape[1]) * first / len(features)
         coefficients = solve_ridge(scores, expression, (float(penalty),))[0]
         self._store("mean", mean)
         self._store("scale", scale)
@@ -143,7 +146,8 @@ def choose_penalty(scores: npt.NDArray[np.float64], expression: SparseExpression
     over several sections: that would measure how they differ. Only the thousand most variable genes vote: the rest is
     mostly counting noise.
     """
-    voters = _most_variable(expression, 1000)
+    variance = variance_within(sparse.csr_matrix(expression), origin.section)
+    voters = np.sort(np.argsort(-variance, kind="stable")[:_VOTERS])
     subset = sparse.csc_matrix(expression)[:, voters].tocsr()
     totals = np.zeros(len(_PENALTIES))
     for group in np.unique(origin.group):
@@ -169,12 +173,6 @@ def mean_pcc(
         norm = np.sqrt((p**2).sum(axis=0) * (t**2).sum(axis=0))
         total += (p * t).sum(axis=0) / np.maximum(norm, 1e-12)
     return total / len(names)
-
-
-def _most_variable(expression: SparseExpression, count: int) -> npt.NDArray[np.intp]:
-    mean = np.asarray(expression.mean(axis=0)).ravel()
-    square = np.asarray(expression.multiply(expression).mean(axis=0)).ravel()
-    return np.sort(np.argsort(-(square - mean**2), kind="stable")[:count])
 
 
 def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:

@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from hescribe.methods.base import MethodConfig, Origin, Penalty
 from hescribe.methods.baselines.ridge import mean_pcc
+from hescribe.metrics.gene_sets import variance_within
 from hescribe.types import SparseExpression
 
 Array = npt.NDArray[np.float64]
@@ -168,8 +169,8 @@ def choose_strength(
 def voting_genes(spots: Spots) -> list[npt.NDArray[np.intp]]:
     """Three sets of genes with a vote each: highly expressed, highly variable, and many."""
     mean = np.asarray(spots.expression.mean(axis=0)).ravel()
-    square = np.asarray(spots.expression.multiply(spots.expression).mean(axis=0)).ravel()
-    ranks = (mean, square - mean**2, square - mean**2)
+    variance = variance_within(spots.expression, spots.section)
+    ranks = (mean, variance, variance)
     return [np.argsort(-values, kind="stable")[:count] for values, count in zip(ranks, _VOTERS, strict=True)]
 
 

@@ -95,7 +95,7 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
         raise InputError(f"only {logged.shape[0]} spots to learn from", fix=f"at least {_FEWEST_SPOTS} are needed")
     section = np.repeat(np.arange(len(paired)), [t.n_obs for t in tables])
     ensembl = tables[0].var.get(keys.ENSEMBL)
-    genes = gene_table(logged, measured, ensembl)
+    genes = gene_table(logged, measured, ensembl, section)
     supported = genes["detected"].to_numpy() >= config.min_detected
     panel = choose_panel(config.genes, logged, section, genes.index, supported)
     kept = supported | panel

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.metrics.gene_sets import gene_moments, variance_within
 from hescribe.types import SparseExpression
 
 
@@ -86,6 +87,8 @@ def _variable_union(
         if count >= len(genes):
             chosen[:] = True
             continue
+        if not gene_moments(table.X).variance.any():  # a single spot, or nothing in any
+            continue
         found = sc.pp.highly_variable_genes(table, n_top_genes=count, flavor="seurat", inplace=False)
         chosen |= found["highly_variable"].to_numpy(dtype=bool)
     return chosen
@@ -111,14 +114,27 @@ def _from_file(path: Path, genes: pd.Index) -> npt.NDArray[np.bool_]:
     return chosen
 
 
-def gene_table(expression: SparseExpression, genes: Sequence[str], ensembl: pd.Series | None) -> pd.DataFrame:
-    """Training statistics of each gene: ``gene_ids``, ``mean``, ``variance``, ``detected``."""
+def gene_table(
+    expression: SparseExpression, genes: Sequence[str], ensembl: pd.Series | None, section: npt.NDArray[np.intp]
+) -> pd.DataFrame:
+    """Training statistics of each gene: ``gene_ids``, ``mean``, ``variance`` (within sections), ``detected``.
+
+    Parameters
+    ----------
+    expression
+        (n, g) log-normalised.
+    genes
+        (g,) symbols.
+    ensembl
+        Ensembl ids by symbol, where they are known.
+    section
+        (n,) section of each spot.
+    """
     matrix = sparse.csr_matrix(expression)
     mean = np.asarray(matrix.mean(axis=0), dtype=np.float64).ravel()
-    square = np.asarray(matrix.multiply(matrix).mean(axis=0), dtype=np.float64).ravel()
     table = pd.DataFrame(index=pd.Index(genes))
     table[keys.ENSEMBL] = ensembl.reindex(table.index).fillna("").astype(str) if ensembl is not None else ""
     table["mean"] = mean
-    table["variance"] = np.maximum(square - mean**2, 0.0)
+    table["variance"] = variance_within(matrix, section)
     table["detected"] = np.diff(matrix.tocsc().indptr) / matrix.shape[0]
     return table

@@ -135,7 +135,9 @@ def _extra(
     measured = np.stack([names.isin(t.var_names) for t in tables])
     matrix = sparse.vstack(logged, format="csr")
     ensembl = pd.concat([t.var[keys.ENSEMBL] for t in tables if keys.ENSEMBL in t.var])
-    table = gene_table(matrix, list(names), ensembl[~ensembl.index.duplicated()])
+    table = gene_table(
+        matrix, list(names), ensembl[~ensembl.index.duplicated()], np.zeros(matrix.shape[0], dtype=np.intp)
+    )
     # Statistics over the transcriptomes in which the gene was measured at all
     seen = np.maximum(measured.T @ np.array([t.n_obs for t in tables]) / matrix.shape[0], 1e-12)
     square = (table["variance"] + table["mean"] ** 2) / seen
