@@ -43,6 +43,8 @@ def test_means_are_over_sections_not_spots(scored):
 def test_patients_are_drawn_whole_and_one_section_by_blocks(scored):
     three = [replace(s, patient_id=p) for s, p in zip(scored["oracle"], "AABC", strict=True)]
     assert set(method_table(three, n_resamples=20)["resampled"]) == {"patients, blocks"}
+    typed = [replace(s, patient_id=p) for s, p in zip(scored["oracle"], ["A", "a ", "B", "b"], strict=True)]
+    assert set(method_table(typed, n_resamples=20)["n_patients"]) == {2}, "one patient, typed by two"
     alone = method_table(three[:1], n_resamples=300)
     assert set(alone["resampled"]) == {"blocks"}
     assert (alone["pcc_high"] > alone["pcc_low"]).all()

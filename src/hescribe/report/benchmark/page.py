@@ -103,7 +103,7 @@ def _cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
             f"{names}: sections of the test patient were in training. Such figures say little about a new patient."
         )
     if (fewest := int(methods["n_patients"].min())) < 5:
-        out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they are too narrow, never too wide.")
+        out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they can be too narrow.")
     if len(comparisons) and not comparisons["same_genes"].astype(bool).all():
         out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
     if len(tables["failed"]):
