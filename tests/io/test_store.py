@@ -11,7 +11,7 @@ from scipy import sparse
 
 from hescribe.errors import OutputError
 from hescribe.io.expression import log_normalise
-from hescribe.io.store import write_atomically
+from hescribe.io.store import check_free, without_secrets, write_atomically
 
 
 def test_an_error_midway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -42,6 +42,24 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     with pytest.raises(OutputError, match="already exists"), write_atomically(target, overwrite=False):
         pass
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    for how in (check_free, lambda *a, **k: write_atomically(*a, **k).__enter__()):
+        with pytest.raises(OutputError, match="holds something else, which would be lost"):
+            how(tmp_path / "mine", overwrite=True, like="index.html")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    (tmp_path / "mine" / "index.html").write_text("an older page")
+    check_free(tmp_path / "mine", overwrite=True, like="index.html")
+    check_free(tmp_path / "none", overwrite=False, like="index.html")
+
+
+def test_a_url_is_written_down_without_secrets() -> None:
+    assert without_secrets("https://me:pw@host:8/a%20b.svs?token=x#y") == "https://host:8/a%20b.svs"
+    assert without_secrets("s3://bucket/a?b#c.svs") == "s3://bucket/a?b#c.svs"
+    assert without_secrets("/slides/a@b?.svs") == "/slides/a@b?.svs"
 
 
 def test_log_normalisation_by_hand() -> None:

@@ -259,7 +259,7 @@ def test_only_a_report_is_replaced(tmp_path: Path) -> None:
     predicted, _ = make()
     given = [(predicted, None, None)]
     (tmp_path / "pred.zarr").mkdir()
-    with pytest.raises(OutputError, match="holds something other than a report"):
+    with pytest.raises(OutputError, match="holds something else, which would be lost"):
         build_report(given, None, None, {}, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["pred.zarr"]
     first = build_report(given, None, None, {}, tmp_path / "out", title="First")

@@ -74,7 +74,7 @@ def find_regions(
     how = settings or RegionSettings()
     target = Path(output)
     cautions: list[str] = []
-    with write_atomically(target, overwrite=overwrite) as folder:
+    with write_atomically(target, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
         (folder / FIGURES).mkdir()
         chapters, rows = [], []

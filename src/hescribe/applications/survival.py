@@ -24,6 +24,7 @@ from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
 from hescribe.io.expression import common_sum
 from hescribe.io.store import check_free, write_atomically
+from hescribe.report.tools import PAGE
 from hescribe.survival.clinical import (
     PATIENT,
     join_slides,
@@ -155,7 +156,7 @@ def run_survival(
     OutputError
         The folder is there already or cannot be written.
     """
-    check_free(output, overwrite=overwrite)
+    check_free(output, overwrite=overwrite, like=PAGE)
     chosen = settings or SurvivalSettings()
     if chosen.model not in MODELS:
         raise InputError(f"unknown model {chosen.model!r}", fix=f"known: {', '.join(MODELS)}")
@@ -177,14 +178,14 @@ def run_survival(
         n_resamples=chosen.resamples,
         seed=chosen.seed,
     )
-    with write_atomically(output, overwrite=overwrite) as folder:
+    with write_atomically(output, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir(parents=True)
         genes = _genes(result, found)
         _write_tables(folder, features, result, genes)
         write_page(
             folder, result, unit=chosen.unit, genes=genes, doubtful=found.doubtful, maps=_maps(result, found, chosen)
         )
-    return Path(output) / "index.html"
+    return Path(output) / PAGE
 
 
 def read_follow_up(clinical: str | Path, settings: SurvivalSettings) -> pd.DataFrame:

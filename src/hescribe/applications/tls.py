@@ -85,7 +85,7 @@ def find_structures(
     model = read_coefficients(coefficients) if coefficients is not None else None
     if score == "model" and model is None:
         raise InputError("the score 'model' needs its coefficients", fix="--coefficients FILE")
-    with write_atomically(output, overwrite=overwrite) as folder:
+    with write_atomically(output, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
         chapters, tables, cautions = [], {}, [_NOTE, _NULLS[how.null]]
         for subject in read_given(path, sections=sections):

@@ -108,7 +108,7 @@ def volume(
     OutputError
         The folder is there already or cannot be written.
     """
-    check_free(output, overwrite=overwrite)
+    check_free(output, overwrite=overwrite, like=PAGE)
     if len(sections) < 3:
         raise InputError(f"{len(sections)} sections do not make a volume", fix="at least three are needed")
     model = check_model(registration)
@@ -129,7 +129,7 @@ def volume(
         "grid": " × ".join(f"{s:g}" for s in made.volume.spacing_um[::-1]) + " µm (x, y, z)",
         "hescribe": __version__,
     }
-    with write_atomically(output, overwrite=overwrite) as folder:
+    with write_atomically(output, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
         _write(made, folder, provenance)
     return Path(output) / PAGE

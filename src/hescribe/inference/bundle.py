@@ -135,7 +135,7 @@ class Bundle:
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the folder; it appears under its name when complete."""
-        with write_atomically(path, overwrite=overwrite) as folder:
+        with write_atomically(path, overwrite=overwrite, like=keys.BUNDLE_CONFIG) as folder:
             folder.mkdir()
             save_file(_tensors(self), folder / keys.BUNDLE_WEIGHTS)
             self.genes.rename_axis("gene").to_parquet(folder / keys.BUNDLE_GENES)

@@ -9,11 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from hescribe.errors import OutputError
 
 if TYPE_CHECKING:
     import anndata as ad
+
+
+def without_secrets(source: str) -> str:
+    """A slide's path, or its URL as it may be written down: without user, password and query, which may hold a key."""
+    if not source.startswith(("http://", "https://")):
+        return source
+    parts = urlsplit(source)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def remove(path: Path) -> None:
@@ -24,20 +33,33 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_free(path: str | Path, *, overwrite: bool) -> None:
+def check_free(path: str | Path, *, overwrite: bool, like: str = "") -> None:
     """Refuse an output that is there already, before the work that would make it.
+
+    Parameters
+    ----------
+    path
+        Of the output.
+    overwrite
+        It may be replaced.
+    like
+        Of a folder, the file that an older output of the kind has. A folder is replaced with all that is in it, so
+        one that holds other things (predictions, a user's own files) never is.
 
     Raises
     ------
     OutputError
         It exists and may not be replaced.
     """
-    if not overwrite and Path(path).exists():
-        raise OutputError(f"{path} already exists (choose another output or pass --overwrite)")
+    target = Path(path)
+    if not overwrite and target.exists():
+        raise OutputError(f"{target} already exists (choose another output or pass --overwrite)")
+    if like and target.is_dir() and any(target.iterdir()) and not (target / like).is_file():
+        raise OutputError(f"{target} holds something else, which would be lost (choose another folder)")
 
 
 @contextmanager
-def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+def write_atomically(path: str | Path, *, overwrite: bool = True, like: str = "") -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it takes the name ``path``.
 
     The block may create a file or a folder there. Whatever ends the block early removes it,
@@ -49,6 +71,8 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
         Where the finished output goes. Parent folders are made.
     overwrite
         Replace what is there; otherwise refuse.
+    like
+        As in `check_free`.
 
     Raises
     ------
@@ -56,7 +80,7 @@ def write_atomically(path: str | Path, *, overwrite: bool = True) -> Iterator[Pa
         If the disk is full, writing is not permitted, or ``path`` exists and may not be replaced.
     """
     target = Path(path)
-    check_free(target, overwrite=overwrite)
+    check_free(target, overwrite=overwrite, like=like)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +101,7 @@ def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True
     import anndata as ad  # seconds to import; the command line needs only write_atomically
 
     with (
-        write_atomically(path, overwrite=overwrite) as temporary,
+        write_atomically(path, overwrite=overwrite, like="zarr.json") as temporary,
         ad.settings.override(zarr_write_format=3),
         warnings.catch_warnings(),
     ):

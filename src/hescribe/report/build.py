@@ -13,8 +13,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from hescribe.errors import OutputError
-from hescribe.io.store import write_atomically
+from hescribe.io.store import check_free, write_atomically
 from hescribe.plots.style import signed
 from hescribe.report import pictures, words
 from hescribe.report.contents import Content, Given, ScoreTables, check_genes, read_contents
@@ -74,7 +73,7 @@ def build_report(
         The folder could not be written, or holds something other than a report.
     """
     output = Path(output_dir)
-    _check_replaceable(output)
+    check_free(output, overwrite=True, like=PAGE)
     contents = read_contents(predictions, scores)
     check_genes(genes, contents)
     with write_atomically(output) as folder:
@@ -89,12 +88,6 @@ def build_report(
         }
         (folder / PAGE).write_text(_render(values, gene_rows(contents)), encoding="utf-8")
     return output / PAGE
-
-
-def _check_replaceable(output: Path) -> None:
-    """A folder is replaced with all that is in it, so it must be a report already: it might hold the predictions."""
-    if output.is_dir() and any(output.iterdir()) and not (output / PAGE).is_file():
-        raise OutputError(f"{output} holds something other than a report (choose another folder)")
 
 
 def _dated(provenance: Mapping[str, Any]) -> dict[str, Any]:

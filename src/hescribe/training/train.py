@@ -23,6 +23,7 @@ from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.refine import wanted_refinement
 from hescribe.inference.trust import Novelty, Trust, fit_trust, full_level
+from hescribe.io.store import check_free
 from hescribe.methods.base import MethodConfig
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
@@ -68,6 +69,7 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
         The loss is no finite number; nothing is left behind.
     """
     config.method_config()  # refused before anything is started
+    check_free(output, overwrite=True, like=keys.BUNDLE_CONFIG)
     output, device = Path(output), resolve_device(config.device)
     processes.check_devices(config, device)
     try:

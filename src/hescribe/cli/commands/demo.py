@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -22,18 +21,16 @@ def demo(
 ) -> None:
     """Make synthetic tissue, learn from two patients, predict a third, evaluate, and write a report."""
     from hescribe.datasets.synthetic import make_synthetic
-    from hescribe.errors import OutputError
     from hescribe.evaluation.splits import leave_one_patient_out, select_sections
     from hescribe.inference import predict_sections
     from hescribe.inference.evaluate import evaluate, write_evaluation
     from hescribe.inference.present import report_predictions
+    from hescribe.io.store import check_free, remove
     from hescribe.sections import read_sections
     from hescribe.training import TrainConfig, train
 
-    if output.exists():
-        if not overwrite:
-            raise OutputError(f"{output} already exists (choose another folder or pass --overwrite)")
-        shutil.rmtree(output)
+    check_free(output, overwrite=overwrite, like="data/sections.csv")
+    remove(output)
     typer.echo("1/5 making synthetic tissue of three patients")
     sections = read_sections(make_synthetic(output / "data", seed=seed))
     split = leave_one_patient_out(sections)[-1]

@@ -54,14 +54,14 @@ def train(
     config: o.Config = None,
 ) -> None:
     """Learn from sections that have both an image and expression; write a bundle."""
-    from hescribe.errors import OutputError
+    from hescribe.io.store import check_free
+    from hescribe.keys import BUNDLE_CONFIG
     from hescribe.training import TrainConfig
     from hescribe.training import train as train_bundle
     from hescribe.training.config import validated
     from hescribe.training.processes import is_first
 
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} already exists (choose another output or pass --overwrite)")
+    check_free(output, overwrite=overwrite, like=BUNDLE_CONFIG)
     names = TrainConfig.model_fields.keys()
     values: dict[str, Any] = {k: v for k, v in context.params.items() if k in names}
     settings = validated(TrainConfig, {**values, "options": parse_settings(option)}, "options")
