@@ -166,6 +166,11 @@ def test_averaging_views_makes_features_rotation_free(tiles: ArrayTiles) -> None
     np.testing.assert_allclose(four[0], four[1], atol=1e-4)
 
 
+def test_a_transformer_from_scratch_starts_by_the_seed() -> None:
+    zero, again, one = (load_encoder("cmrcnet-vit", seed=seed).identity for seed in (0, 0, 1))
+    assert zero == again != one
+
+
 @pytest.mark.parametrize("name", ["stain", "cmrcnet-vit", SMALL])
 def test_gradients_reach_an_encoder_that_is_called_trainable(name: str) -> None:
     encoder = load_encoder(name, pretrained=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,35 @@ def test_jpeg_is_as_another_decoder_reads_it(tmp_path: Path) -> None:
 def test_microns_per_pixel_of_metadata(tmp_path: Path) -> None:
     assert open_slide(write(tmp_path / "tiled.tif")).mpp == pytest.approx(0.5)
     assert open_slide(write(tmp_path / "plain.png")).mpp is None
+
+
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "strips"])
+@pytest.mark.parametrize(("size", "unit"), [(0.5, "µm"), (0.0005, "mm"), (500, "nm")])
+def test_microns_per_pixel_of_ome(tmp_path: Path, tiled: bool, size: float, unit: str) -> None:
+    path, tile = tmp_path / "a.ome.tif", {"tile": (128, 128)} if tiled else {}
+    side = {f"PhysicalSize{axis}": size for axis in "XY"} | {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    image = np.full((300, 280, 3), 200, dtype=np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", metadata={"axes": "YXS", **side}, **tile)
+    assert open_slide(path).mpp == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("tiled", [True, False], ids=["tiled", "strips"])
+def test_pixels_that_are_not_square_are_refused(tmp_path: Path, tiled: bool) -> None:
+    image, tile = np.full((300, 280, 3), 200, dtype=np.uint8), {"tile": (128, 128)} if tiled else {}
+    how = {"resolution": (20_000, 10_000), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", **how, **tile)
+    with pytest.raises(InputError, match=r"pixels of 0\.5 × 1 µm are not square"):
+        open_slide(tmp_path / "a.tif")
+
+
+def test_what_is_no_file_and_what_cannot_be_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")
+    with pytest.raises(InputError, match=r"pipe\.tif: not a file"):
+        open_slide(tmp_path / "pipe.tif")
+    odd = tmp_path / "bad\udcff.png"
+    Image.new("RGB", (50, 50)).save(odd)
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        open_slide(odd)
 
 
 def test_what_is_transparent_is_white_as_glass(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import typer
 import yaml
 
-from hescribe.errors import HescribeWarning, InputError
-from hescribe.io.store import write_atomically
+from hescribe.errors import HescribeWarning, InputError, OutputError
+from hescribe.io.store import without_secrets, write_atomically
 
 _VARIANT = "bleep, tuned: {method: bleep, fine_tune: true}"
 
@@ -139,10 +139,13 @@ def parse_variants(texts: list[str]) -> dict[str, dict[str, Any]]:
 def write_resolved(context: typer.Context, output: Path) -> None:
     """Write every option of this run, resolved, beside its output; the file can be given to ``--config``."""
     values = {k: _plain(v) for k, v in context.params.items() if k != "config" and v is not None}
-    with write_atomically(output.with_name(f"{output.name}.config.yaml")) as path:
-        path.write_text(
-            f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        )
+    output = output.resolve()  # "." has no name
+    text = f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    try:
+        with write_atomically(output.with_name(f"{output.name}.config.yaml")) as path:
+            path.write_text(text)
+    except OutputError as error:  # the work itself is done, and was allowed: only the folder above may be locked
+        warnings.warn(f"the options of this run were not kept: {error}", HescribeWarning, stacklevel=2)
 
 
 def _plain(value: Any) -> Any:
@@ -150,4 +153,4 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, Enum):  # a choice; YAML writes plain text only
         return value.value
-    return str(value) if isinstance(value, Path) else value
+    return without_secrets(str(value)) if isinstance(value, (Path, str)) else value

@@ -16,6 +16,7 @@ from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
 # typer carries a copy of click; this is its ClickException, the base of all errors of usage
+_INTERRUPTED = 130  #: exit code after Ctrl-C
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -94,12 +95,14 @@ def run() -> None:
         )
     except (KeyboardInterrupt, typer.Abort):
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"hescribe: error: {where}{error.strerror or error}")
+    if code == _INTERRUPTED:  # typer has caught it
+        print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
     sys.exit(code if isinstance(code, int) else 0)
 
 

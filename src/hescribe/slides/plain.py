@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -20,6 +22,8 @@ _DECODING = Lock()
 _TAIL = 65_536  #: bytes at the end in which the end marker must stand; some cameras append to it
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  #: how the files begin
 _INCH, _CENTIMETRE = 2, 3  #: TIFF's resolution units
+_OME_UNITS = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+_SQUARE = 0.05  #: sides of a pixel that differ by more are refused
 _MICRONS = {_INCH: 25_400.0, _CENTIMETRE: 10_000.0}
 
 
@@ -82,11 +86,12 @@ def tiff_facts(path: Path) -> dict[str, Any]:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
+            sides = _tag_sides(page) or _ome_sides(tiff.ome_metadata or "")
             return {
                 "size": (int(page.imagewidth), int(page.imagelength)),
                 "tiled": bool(page.is_tiled),
-                "mpp": _tag_mpp(page),
-                "problem": _tiff_problem(page),
+                "mpp": sides[0] if sides else None,
+                "problem": _tiff_problem(page) or _side_problem(sides),
             }
     except Exception as error:  # tifffile raises many kinds for damaged files
         raise InputError(f"not a readable TIFF ({error}); is it damaged or truncated?", path=path) from error
@@ -118,12 +123,38 @@ def _is_rgba(page: Any) -> bool:
     return bool(page.samplesperpixel == 4 and len(page.extrasamples) == 1 and page.extrasamples[0] in transparent)
 
 
-def _tag_mpp(page: Any) -> Mpp | None:
+def _tag_sides(page: Any) -> tuple[Mpp, Mpp] | None:
+    """µm per pixel across and down, by the resolution tags."""
     try:
-        pixels, per = page.tags["XResolution"].value
-        return plausible_mpp(_MICRONS[int(page.tags["ResolutionUnit"].value)] * per / pixels)
+        unit = _MICRONS[int(page.tags["ResolutionUnit"].value)]
+        ratios = [page.tags[f"{axis}Resolution"].value for axis in "XY"]
+        return _plausible([unit * per / pixels for pixels, per in ratios])
     except (KeyError, ZeroDivisionError, TypeError, ValueError):
         return None
+
+
+def _ome_sides(description: str) -> tuple[Mpp, Mpp] | None:
+    """The same by the first image's ``PhysicalSizeX`` and ``PhysicalSizeY`` of OME-XML."""
+    sides = []
+    for axis in "XY":
+        size = re.search(rf'\bPhysicalSize{axis}="([^"]+)"', description)
+        unit = re.search(rf'\bPhysicalSize{axis}Unit="([^"]+)"', description)
+        try:
+            sides.append(float(size[1]) * _OME_UNITS[html.unescape(unit[1]) if unit else "µm"])  # type: ignore[index]
+        except (KeyError, TypeError, ValueError):
+            return None
+    return _plausible(sides)
+
+
+def _plausible(sides: list[float]) -> tuple[Mpp, Mpp] | None:
+    across, down = (plausible_mpp(side) for side in sides)
+    return (across, down) if across and down else None
+
+
+def _side_problem(sides: tuple[Mpp, Mpp] | None) -> str:
+    if sides is None or abs(sides[0] / sides[1] - 1) <= _SQUARE:
+        return ""
+    return f"pixels of {sides[0]:g} × {sides[1]:g} µm are not square"
 
 
 def _plain_size(path: Path) -> tuple[int, int]:

@@ -37,12 +37,23 @@ def open_slide(path: str | Path) -> Slide:
             raise InputError("no such image", path=file, fix="check the path, or the manifest's column 'image'")
         if file.is_dir():
             raise InputError("a folder, not an image", path=file)
+        if not file.is_file():
+            raise InputError("not a file", path=file, fix="a pipe or a device cannot be read as an image")
+        _check_name(file)
         with file.open("rb") as content:  # slide libraries do not say that they may not read
             if not content.read(1):
                 raise InputError("the image is empty (0 bytes)", path=file)
         return _open(file)
     except OSError as error:
         raise InputError(f"cannot be opened ({error.strerror or error})", path=file) from error
+
+
+def _check_name(file: Path) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:  # it could not be written into a prediction
+        name = str(file).encode(errors="backslashreplace").decode()
+        raise InputError("its name is not UTF-8", path=name, fix="rename it") from error
 
 
 def _open(file: Path) -> Slide:
@@ -58,6 +69,8 @@ def _open(file: Path) -> Slide:
             raise InputError(facts["problem"], path=file, fix="save it as 8-bit RGB, in tiles of 256 or 512 px")
     slide = WholeSlide(file)
     _check_size((slide.width, slide.height), file)
+    if slide.mpp is None and suffix in _TIFF:
+        slide.mpp = facts["mpp"]
     return slide
 
 

@@ -22,6 +22,7 @@ from hescribe.inference.cohorts.state import CohortSummary, SlideState, StateFol
 from hescribe.inference.cohorts.work import Outcome, Task, predict_one
 from hescribe.inference.slides.plan import SlideOptions, alone
 from hescribe.inference.slides.run import Options
+from hescribe.io.store import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -146,8 +147,8 @@ class _Cohort:
     def add(self, name: str, task: Task, wanted: dict[str, object]) -> None:
         """A slide to be predicted."""
         earlier = self.folder.read(name)
-        state = SlideState(task.slide, task.output, wanted=wanted)
-        if earlier is not None and (earlier.slide, earlier.wanted) == (task.slide, wanted):
+        state = SlideState(without_secrets(task.slide), task.output, wanted=wanted)
+        if earlier is not None and (earlier.slide, earlier.wanted) == (state.slide, wanted):
             task, state = (
                 replace(task, found=earlier.found),
                 replace(state, seconds=earlier.seconds, found=earlier.found),

@@ -56,7 +56,7 @@ def find_sources(given: Sequence[str | Path]) -> dict[str, str]:
         if is_url(item):
             inside = _list_url(str(item))
         else:
-            inside = [str(path.absolute()) for path in look_into(Path(item), alone=len(given) == 1)]
+            inside = [str(path.absolute()) for path in look_into(item, alone=len(given) == 1)]
         found.update(dict.fromkeys(inside))
     named: dict[str, str] = {}
     for slide in found:

@@ -19,6 +19,7 @@ from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.cohorts.sources import describe, is_url, look_up, staged, staged_path
 from hescribe.inference.slides.prepared import PreparedEncoder
 from hescribe.inference.slides.run import predict_slide
+from hescribe.io.store import without_secrets
 
 _GIVEN = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)  #: of paths that are wrong
 _ONE_AT_A_TIME = threading.Lock()  #: a worker may have several threads; what a slide is read with, only one at a time
@@ -114,7 +115,7 @@ def _predict(task: Task) -> Outcome:
             output,
             device=task.device,
             overwrite=task.overwrite,
-            source=task.slide if url else "",
+            source=without_secrets(task.slide) if url else "",
             encoder=encoder,
             **task.options,
         )
@@ -125,7 +126,8 @@ def _name_source(text: str, task: Task) -> str:
     """A message about the slide as it was given, not about its copy."""
     if not is_url(task.slide):
         return " ".join(text.split())
-    return " ".join(text.replace(str(staged_path(task.slide, task.output, task.scratch)), task.slide).split())
+    told = text.replace(str(staged_path(task.slide, task.output, task.scratch)), task.slide)
+    return " ".join(told.replace(task.slide, without_secrets(task.slide)).split())
 
 
 @lru_cache(maxsize=1)

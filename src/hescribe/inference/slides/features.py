@@ -74,11 +74,10 @@ def encode_slide(
     # the collecting thread holds
     with bar, ThreadPoolExecutor(1) as writer, closing(encoded):
         written: Future[None] | None = None
-        for chunk in _chunks(encoded):
+        for chunk in _chunks(_counted(encoded, bar)):
             if written is not None:
                 written.result()
             written = writer.submit(store, chunk)
-            bar.update(len(chunk.features[0]))
         if written is not None:
             written.result()
     return tables
@@ -156,6 +155,13 @@ def _own_stream(device: str) -> AbstractContextManager[object]:
     if torch.device(device).type != "cuda":
         return nullcontext()
     return torch.cuda.stream(_stream(device, _feeder.number))
+
+
+def _counted(batches: Iterable[Encoded], bar: tqdm) -> Iterator[Encoded]:
+    """The same, each told to the bar when it comes: a chunk may take minutes."""
+    for batch in batches:
+        bar.update(len(batch.features[0]))
+        yield batch
 
 
 def _chunks(batches: Iterable[Encoded]) -> Iterator[Encoded]:

@@ -38,7 +38,7 @@ from hescribe.inference.slides.plan import (
 )
 from hescribe.inference.slides.prepared import PreparedEncoder, lacks_bf16
 from hescribe.io.rows import GrowingTable
-from hescribe.io.store import publish, remove
+from hescribe.io.store import check_free, publish, remove
 from hescribe.slides.blocks.cells import Cells, open_cells
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import lay_grid, reading_order
@@ -135,6 +135,8 @@ class SlideJob:
     def run(self, *, overwrite: bool) -> Path:
         """Predict, or go on where it stopped, or do nothing where it is done."""
         work = Work.beside(self.output)
+        if overwrite:
+            check_free(self.output, overwrite=True, like="zarr.json")
         if self.output.exists() and not overwrite:
             self._check_finished()
             self._tidy(work)

@@ -197,7 +197,7 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     for item in given:
         if "://" in str(item):
             raise InputError("a URL", path=item, fix="those are fetched by workers: --cluster local")
-        found.update(dict.fromkeys(look_into(Path(item), alone=len(given) == 1)))
+        found.update(dict.fromkeys(look_into(item, alone=len(given) == 1)))
     stems: dict[str, Path] = {}
     for path in found:
         if path.stem in stems:
@@ -208,7 +208,7 @@ def find_slides(given: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def look_into(path: Path, *, alone: bool) -> list[Path]:
+def look_into(path: str | Path, *, alone: bool) -> list[Path]:
     """The slides of a folder, what fits a pattern, or the path itself.
 
     Among others, what cannot be looked into is taken for a slide: it is told of when its turn comes, and the others go
@@ -217,8 +217,11 @@ def look_into(path: Path, *, alone: bool) -> list[Path]:
     Raises
     ------
     InputError
-        It is alone, and holds no slides.
+        It is alone, and holds no slides, or is an empty word.
     """
+    if not str(path):
+        raise InputError("an empty word where a slide should be", path="slides", fix="is a variable not set?")
+    path = Path(path)
     try:
         return _inside(path)
     except (InputError, OSError):
