@@ -11,6 +11,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import zarr
 from tqdm.auto import tqdm
 
 from hescribe import keys
@@ -19,6 +20,7 @@ from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.expression import name_unit
+from hescribe.io.rows import lost_blocks
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
 from hescribe.sections import Section
@@ -208,4 +210,6 @@ def read_prediction(path: str | Path) -> ad.AnnData:
         raise InputError(f"not a readable prediction ({type(error).__name__}: {error})", path=path) from error
     if keys.PROVENANCE not in prediction.uns:
         raise InputError("an AnnData store, but not a prediction of hescribe", path=path)
+    if lost := lost_blocks(zarr.open_array(Path(path) / "X", mode="r")):
+        raise InputError(f"{lost:,} blocks of X are missing", path=path, fix="copy it again, or predict it again")
     return prediction

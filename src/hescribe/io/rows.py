@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import pandas as pd
+    import zarr
 
 _GAP = 16  #: rows that are rather read in vain than sought
 _COLUMNS = 512  #: of a Zarr chunk, at most: what is decoded for one gene of a block
@@ -102,7 +103,10 @@ class GrowingTable:
             # Narrow chunks for those who read a gene, and several to a file for the file system's sake
             chunks = (min(rows, shape[0]), min(_COLUMNS, shape[1]))
             shards = (chunks[0], chunks[1] * min(_CHUNKS, -(-shape[1] // chunks[1])))
-            self._x = group.create_array("X", shape=shape, chunks=chunks, shards=shards, dtype=dtype, attributes=facts)
+            self._x = group.create_array(
+                "X", shape=shape, chunks=chunks, shards=shards, dtype=dtype, attributes=facts,
+                fill_value=np.nan,  # zeros would have no file, and a file that is lost would read as zeros
+            )  # fmt: skip
 
     def write(self, start: int, rows: npt.NDArray[np.floating]) -> None:
         """Rows of X from ``start`` on."""
@@ -113,8 +117,8 @@ class GrowingTable:
         height = self._x.chunks[0]
         for block in range(start // height, -(-stop // height)):
             folder = self.path / "X" / "c" / str(block)
-            for path in (*folder.glob("*"), folder, folder.parent):  # blocks of zeros have no file
-                if path.exists():
+            for path in (*folder.glob("*"), folder, folder.parent):
+                if path.exists():  # a store that was begun by an older version has no files of zeros
                     sync_path(path)
 
     def finish(
@@ -138,6 +142,11 @@ class GrowingTable:
                 ad.io.write_elem(group, name, value)
             group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             zarr.consolidate_metadata(group.store)
+
+
+def lost_blocks(x: zarr.Array) -> int:
+    """How many blocks of an ``X`` that was written by `GrowingTable` have no file any more."""
+    return x.nchunks - x.nchunks_initialized if np.isnan(x.fill_value) else 0
 
 
 def sync_path(path: Path) -> None:

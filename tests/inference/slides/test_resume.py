@@ -22,6 +22,7 @@ from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import predict_slide
 from hescribe.inference.slides.plan import Stamp, Work, alone
+from hescribe.io.predictions.stored import open_prediction
 from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 from tests.inference.slides.victim import run
 
@@ -202,6 +203,16 @@ def test_nothing_else_is_taken_for_it(
     if change == "another bundle":
         predict_slide(make_bundle(seed=1), slide, output, overwrite=True)
         assert read_prediction(output).uns[keys.PROVENANCE]["bundle"] == "ridge1"
+
+
+def test_a_prediction_that_lost_files_is_not_taken_for_zeros(slide: Path, tmp_path: Path) -> None:
+    output = predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
+    next(p for p in (output / "X" / "c").rglob("*") if p.is_file()).unlink()
+    for read in (read_prediction, open_prediction, lambda path: predict_slide(make_bundle(), slide, path)):
+        with pytest.raises(InputError, match=r"out\.zarr: .*blocks of X are missing"):
+            read(output)
+    predict_slide(make_bundle(), slide, output, overwrite=True)
+    assert np.isfinite(read_prediction(output).X).all()
 
 
 def test_a_prediction_at_spots_is_not_written_over(slide: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from hescribe.inference.slides.plan import (
     read_finished,
 )
 from hescribe.inference.slides.prepared import PreparedEncoder, lacks_bf16
+from hescribe.io.predictions.stored import open_prediction
 from hescribe.io.rows import GrowingTable
 from hescribe.io.store import check_free, publish, remove
 from hescribe.slides.blocks.cells import Cells, open_cells
@@ -169,6 +170,7 @@ class SlideJob:
         finished = read_finished(self.output)
         if finished is None:
             raise OutputError(f"{self.output} is no prediction of a slide (choose another output or pass --overwrite)")
+        open_prediction(self.output)  # refused where files of it were lost
         if difference := find_difference(self.facts, {"engine": TORCH, **finished}):
             raise OutputError(
                 f"{self.output} holds a prediction of {difference} (choose another output or pass --overwrite)"

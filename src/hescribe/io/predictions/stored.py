@@ -17,6 +17,7 @@ import zarr
 
 from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.io.rows import lost_blocks
 from hescribe.types import Centres
 
 _BLOCK = 32 * 2**20  #: bytes of X decoded between two pieces of a gene
@@ -107,5 +108,8 @@ def _check(stored: StoredPrediction) -> None:
     n, genes = len(stored.obs), len(stored.var)
     if stored.x.shape != (n, genes) or not n or not genes:
         raise InputError(f"X is no table of {n:,} tiles × {genes:,} genes", path=stored.path)
+    if lost := lost_blocks(stored.x):
+        fix = "copy it again, or predict the slide again with --overwrite"
+        raise InputError(f"{lost:,} of {stored.x.nchunks:,} blocks of X are missing", path=stored.path, fix=fix)
     if keys.SPATIAL not in stored.obsm or stored.centres.shape != (n, 2) or not np.isfinite(stored.centres).all():
         raise InputError(f'no position for each tile in obsm["{keys.SPATIAL}"]', path=stored.path)
