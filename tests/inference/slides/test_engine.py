@@ -181,11 +181,12 @@ def test_begun_with_another_version(slide: Path, tmp_path: Path, monkeypatch: py
 
 def test_who_stops_does_not_wait_for_batches_that_were_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """They used to be encoded to the last before Ctrl-C was heard."""
-    encoded, stopped = [], threading.Event()
+    encoded, running, stopped = [], threading.Event(), threading.Event()
 
     def encode(_module: object, images: torch.Tensor, **_: object) -> torch.Tensor:
         encoded.append(len(images))
         if len(encoded) > 2:  # each batch is looked at twice: by the encoder, and for its colours
+            running.set()
             stopped.wait(5)
         return torch.zeros(len(images), 1)
 
@@ -194,6 +195,7 @@ def test_who_stops_does_not_wait_for_batches_that_were_to_come(monkeypatch: pyte
     batches = (Batch(i, [np.zeros((1, 8, 8, 3), np.uint8)]) for i in range(20))
     going = features.encode_in_order(batches, encoder, 1, "fp32", devices=["cpu"])
     next(going)
+    assert running.wait(30)  # the next one has begun
     threading.Timer(0.5, stopped.set).start()
     going.close()
     assert len(encoded) == 4  # the one given out, and the one that was running
