@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -139,7 +140,7 @@ def parse_variants(texts: list[str]) -> dict[str, dict[str, Any]]:
 def write_resolved(context: typer.Context, output: Path) -> None:
     """Write every option of this run, resolved, beside its output; the file can be given to ``--config``."""
     values = {k: _plain(v) for k, v in context.params.items() if k != "config" and v is not None}
-    output = output.resolve()  # "." has no name
+    output = Path(os.path.abspath(output))  # "." has no name; a link keeps its own
     text = f"# hescribe {context.info_name}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     try:
         with write_atomically(output.with_name(f"{output.name}.config.yaml")) as path:

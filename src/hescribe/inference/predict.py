@@ -210,6 +210,6 @@ def read_prediction(path: str | Path) -> ad.AnnData:
         raise InputError(f"not a readable prediction ({type(error).__name__}: {error})", path=path) from error
     if keys.PROVENANCE not in prediction.uns:
         raise InputError("an AnnData store, but not a prediction of hescribe", path=path)
-    if lost := lost_blocks(zarr.open_array(Path(path) / "X", mode="r")):
+    if lost := lost_blocks(zarr.open_group(path, mode="r").get("X")):
         raise InputError(f"{lost:,} blocks of X are missing", path=path, fix="copy it again, or predict it again")
     return prediction

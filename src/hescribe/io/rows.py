@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import pandas as pd
-    import zarr
 
 _GAP = 16  #: rows that are rather read in vain than sought
 _COLUMNS = 512  #: of a Zarr chunk, at most: what is decoded for one gene of a block
@@ -144,9 +143,13 @@ class GrowingTable:
             zarr.consolidate_metadata(group.store)
 
 
-def lost_blocks(x: zarr.Array) -> int:
-    """How many blocks of an ``X`` that was written by `GrowingTable` have no file any more."""
-    return x.nchunks - x.nchunks_initialized if np.isnan(x.fill_value) else 0
+def lost_blocks(x: object) -> int:
+    """How many blocks of an ``X`` that was written by `GrowingTable` have no file any more; 0 for any other."""
+    import zarr
+
+    if not isinstance(x, zarr.Array) or not isinstance(x.fill_value, np.floating) or not np.isnan(x.fill_value):
+        return 0
+    return x.nchunks - x.nchunks_initialized
 
 
 def sync_path(path: Path) -> None:
