@@ -29,13 +29,14 @@ def demo(
     from hescribe.sections import read_sections
     from hescribe.training import TrainConfig, train
 
+    settings = TrainConfig(method=method, encoder="stain", seed=seed, device="cpu")
+    settings.method_config()  # refused before anything is removed
     check_free(output, overwrite=overwrite, like="data/sections.csv")
     remove(output)
     typer.echo("1/5 making synthetic tissue of three patients")
     sections = read_sections(make_synthetic(output / "data", seed=seed))
     split = leave_one_patient_out(sections)[-1]
     typer.echo(f"2/5 training {method} without patient {split.name}")
-    settings = TrainConfig(method=method, encoder="stain", seed=seed, device="cpu")
     bundle = train(select_sections(sections, split.train), settings, output=output / "bundle")
     unseen = select_sections(sections, split.test)
     typer.echo(f"3/5 predicting {', '.join(split.test)}")
