@@ -75,6 +75,14 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path, tiled: bool) -> 
         open_slide(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("how", [{"ome": True}, {"imagej": True}], ids=["ome", "imagej"])
+def test_channels_in_pages_are_not_read_as_grey(tmp_path: Path, how: dict[str, bool]) -> None:
+    image = np.full((3, 300, 280), 200, dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", metadata={"axes": "CYX"}, **how)
+    with pytest.raises(InputError, match="channels in pages of their own"):
+        open_slide(tmp_path / "a.tif")
+
+
 def test_what_is_no_file_and_what_cannot_be_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tif")
     with pytest.raises(InputError, match=r"pipe\.tif: not a file"):

@@ -111,6 +111,8 @@ def _tiff_problem(page: Any) -> str:
         and (page.is_tiled or page.compression in {COMPRESSION.JPEG, COMPRESSION.OJPEG})
     ):
         return f"colour mode {page.photometric.name} is not supported"
+    if page.samplesperpixel == 1 and "C" in page.parent.series[0].axes:
+        return "channels in pages of their own are not supported"
     if page.samplesperpixel in {1, 3} or _is_rgba(page):
         return ""
     return f"{page.samplesperpixel} channels that are not RGB are not supported"
