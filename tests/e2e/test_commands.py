@@ -194,6 +194,14 @@ def test_figures_never_take_the_place_of_a_folder(cli: Cli, ridge: Fitted, manif
     assert (tmp_path / "results" / "precious").read_text() == "kept"
 
 
+def test_figures_never_take_the_place_of_a_manifest(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "sections.csv"
+    mine.write_text("mine")
+    told = cli.refuses("evaluate", ridge[1], "--sections", manifest, "-o", tmp_path / "sections.json")
+    assert "sections.csv is there already and would be written over" in told
+    assert mine.read_text() == "mine"
+
+
 def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     slide = sections[2].image
     code, out, err = cli("predict", ridge[1], slide, "-o", tmp_path / "p", "--device", "cpu")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hescribe.errors import HescribeWarning, InputError, LeakageError
+from hescribe.errors import HescribeWarning, InputError, LeakageError, OutputError
 from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
@@ -21,6 +21,8 @@ from hescribe.io.expression import name_unit
 from hescribe.io.store import write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
+
+_TABLES = (".csv", ".md", ".genes.csv")  #: beside a report: per section, means, per gene
 
 
 def evaluate(
@@ -113,12 +115,17 @@ def check_report(path: str | Path) -> None:
     ------
     InputError
         It is a folder, or would be one of the tables' names.
+    OutputError
+        A table's name is taken, and not by an older evaluation.
     """
     path = Path(path)
     if path.is_dir():
         raise InputError("a folder, where a file is to be written", path=path, fix="--output metrics.json")
     if path.suffix.lower() in {".csv", ".md"}:
         raise InputError("the name of a table that is written beside it", path=path, fix="--output metrics.json")
+    beside = [path.with_suffix(suffix) for suffix in _TABLES]
+    if not path.exists() and (taken := [p for p in beside if p.exists()]):  # a manifest, perhaps
+        raise OutputError(f"{taken[0]} is there already and would be written over (choose another name)")
 
 
 def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str | Path) -> Path:
@@ -135,9 +142,8 @@ def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str 
         "sections": [s.to_dict() for s in scores],
         "means": [_plain(row) for row in means.to_dict("records")],
     }
-    write_table(section_table(scores), path.with_suffix(".csv"))
-    write_table(means, path.with_suffix(".md"))
-    write_table(gene_table(scores), path.with_suffix(".genes.csv"))
+    for suffix, table in zip(_TABLES, (section_table(scores), means, gene_table(scores)), strict=True):
+        write_table(table, path.with_suffix(suffix))
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
