@@ -76,12 +76,12 @@ def test_scanpy_draws_a_section_on_its_slide(tmp_path: Path) -> None:
     manifest = hest(tmp_path, "wsis/T1.png")
     Image.fromarray(np.full((2600, 2600, 3), (200, 120, 160), np.uint8)).save(tmp_path / "wsis" / "T1.png")
     section = read_sections(manifest)[0]
-    assert "spatial" not in section.adata.uns  # the file says nothing
+    assert section.adata.uns["spatial"] == {"T1": {"images": {}, "scalefactors": {}}}  # the file says nothing
     adata = section.with_image(650)
     library = adata.uns["spatial"]["T1"]
     assert library["images"]["hires"].shape == (650, 650, 3)
     assert library["scalefactors"] == {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": pytest.approx(220)}
-    assert "spatial" not in section.adata.uns
+    assert section.adata.uns["spatial"] == {"T1": {"images": {}, "scalefactors": {}}}
     with mpl.rc_context({"backend": "agg"}):
         (axes,) = sc.pl.spatial(adata, color="A", show=False)
     assert axes.get_images()[0].get_array().shape[:2] == (650, 650)

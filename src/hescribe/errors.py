@@ -17,7 +17,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+_MOST_NAMES, _LONGEST_NAME = 12, 60  #: of a list in a message
 
 
 class HescribeError(Exception):
@@ -87,3 +90,11 @@ class MissingExtraError(HescribeError):
 
 class HescribeWarning(UserWarning):
     """Something looks wrong in the input; the text says what was assumed."""
+
+
+def list_some(names: Iterable[object]) -> str:
+    """Names for a message, shortened: a table that was cut at the wrong marks has one of a hundred thousand letters."""
+    shown = [str(name) for name in names]
+    cut = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in shown[:_MOST_NAMES]]
+    more = [f"… {len(shown):,} in all"] if len(shown) > _MOST_NAMES else []
+    return ", ".join(cut + more) or "none"

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -18,6 +19,7 @@ from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.pitch import spot_pitch
 from hescribe.io.readers import READERS, mpp_from_files, mpp_from_pitch, read_expression, technology_of
+from hescribe.io.schema import add_picture
 from hescribe.slides.blocks.cells import quickest_read
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
 from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
@@ -197,15 +199,18 @@ class Section:
             for a little over half of the distance to the next, as on Visium.
         """
         adata = self.adata.copy()
-        library = adata.uns.setdefault(keys.SPATIAL, {}).setdefault(self.section_id, {"images": {}, "scalefactors": {}})
+        adata.uns[keys.SPATIAL] = {self.section_id: self.library(max_px, name="hires")}
+        return adata
+
+    def library(self, max_px: int, *, name: Literal["hires", "lowres"]) -> dict[str, Any]:
+        """What scanpy has in ``uns["spatial"][section_id]``, complete: see `with_image`."""
+        said = self.adata.uns[keys.SPATIAL][self.section_id]
+        factors = {keys.SPOT_DIAMETER: 0.55 * (spot_pitch(self.adata, None) or 1.0)} | said["scalefactors"]
+        library = {**said, "scalefactors": factors}
         shown = self.thumbnail(max_px)
         if shown is not None:
-            image, downsampling = shown
-            library["images"] = {"hires": image}
-            library["scalefactors"]["tissue_hires_scalef"] = 1 / downsampling
-        if "spot_diameter_fullres" not in library["scalefactors"]:
-            library["scalefactors"]["spot_diameter_fullres"] = 0.55 * (spot_pitch(adata, None) or 1.0)
-        return adata
+            add_picture(library, *shown, name=name)
+        return library
 
     def unread(self) -> Section:
         """The same section with nothing read yet, to be handed to another process."""

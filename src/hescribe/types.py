@@ -16,6 +16,7 @@ from scipy import sparse
 Microns: TypeAlias = float  #: a length on the glass, µm
 Mpp: TypeAlias = float  #: µm per level-0 pixel
 Level0Px: TypeAlias = float  #: a position or length in full-resolution pixels
+PLAUSIBLE_MPP = (0.05, 10.0)  #: µm per pixel of a microscope; outside, a resolution is a printer's or a slip
 TilePx: TypeAlias = int  #: side of a tile as given to an encoder, pixels
 
 TileArray: TypeAlias = npt.NDArray[np.uint8]  #: (n, side, side, 3) RGB

@@ -56,13 +56,19 @@ def test_export_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 def test_the_viewer_serves_until_interrupted(tmp_path: Path) -> None:
     path = make(tmp_path / "p", moved=True)
-    command = [sys.executable, "-m", "hescribe.cli.main", "view", path, "--no-browser", "--port", "0"]
+    # A shell starts what runs in the background deaf to interruptions, and so would be what runs the tests there
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    begun = f"{listening}; from hescribe.cli.main import run; run()"
+    command = [sys.executable, "-c", begun, "view", path, "--no-browser", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[0]
-        with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310 - our own address
-            assert b"<title>hescribe</title>" in reply.read()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[0]
+            with urllib.request.urlopen(url, timeout=30) as reply:  # noqa: S310 - our own address
+                assert b"<title>hescribe</title>" in reply.read()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 0, said
     assert said.strip() == "warning: The slide slide.png was not found; name it with --image FILE to see it."

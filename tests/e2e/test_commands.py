@@ -45,6 +45,11 @@ def negative(manifest: Path) -> None:
     put(manifest, table)
 
 
+def spots_in_units(path: Path) -> None:
+    table = pd.read_csv(path, sep="\t")
+    table.assign(pixel_x=table["x"], pixel_y=table["y"]).to_csv(path, sep="\t", index=False)
+
+
 MISTAKES = {
     "missing image": (lambda m: (m.parent / "a.jpg").unlink(), "a.jpg: no such image"),
     "unreadable image": (lambda m: (m.parent / "a.jpg").write_text("no image"), "a.jpg: not a readable image"),
@@ -60,6 +65,14 @@ MISTAKES = {
     "missing column": (lambda m: edit(m, "expression", "expr"), "column 'expression' is missing"),
     "missing spot column": (lambda m: edit(m.parent / "a_spots.tsv", "pixel_x", "px"), "'pixel_x' is missing"),
     "missing counts": (lambda m: (m.parent / "a.tsv").unlink(), "a.tsv: no such file"),
+    "mpp of no microscope": (
+        lambda m: m.write_text(m.read_text().replace(",technology", ",mpp").replace(",st\n", ",1e-9\n")),
+        "row 2: mpp is '1e-9', not µm per pixel of a microscope, 0.05 to 10",
+    ),
+    "positions that are no pixels": (
+        lambda m: spots_in_units(m.parent / "a_spots.tsv"),
+        "µm per pixel is 200 by the spots' pitch, where a microscope has 0.05 to 10",
+    ),
     "no manifest": (lambda m: m.unlink(), "sections.csv: no such manifest"),
     "nothing measured": (lambda m: edit(m, "a.tsv", ""), "no section has both an image and expression"),
 }
@@ -106,6 +119,13 @@ def test_bad_options(cli: Cli, st: Path, tmp_path: Path, options: list[str], mes
     base = [] if "--encoder" in options else ["--encoder", "stain"]
     assert message in cli.refuses("train", st, "-o", tmp_path / "out", *base, *options)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_gene_that_is_seen_often_enough(cli: Cli, st: Path, tmp_path: Path) -> None:
+    put(st, counts(st).assign(G0=1).mul([0] + [1] * 35, axis=0))
+    how = ["-o", tmp_path / "out", "--encoder", "stain", "--min-detected", "1"]
+    told = cli.refuses("train", st, *how)
+    assert "--min-detected: no gene is seen in 100% of the 36 training spots (at most 0.97)" in told
 
 
 def test_a_panel_with_no_shared_gene(cli: Cli, st: Path, tmp_path: Path) -> None:
@@ -213,6 +233,7 @@ def test_predict_whole_slides(cli: Cli, ridge: Fitted, sections, manifest: Path,
         assert shown.notice == ""  # the slide is found again by itself
     code, out, err = cli("report", tmp_path / "p", "-o", tmp_path / "r")
     assert code == 0, err
+    assert "The slide" in Path(out.strip()).read_text()  # shown without a manifest too
     (tmp_path / "bad.tif").write_bytes(b"")
     both = [tmp_path / "bad.tif", slide]
     assert "1 of 2 slides failed" in cli.refuses("predict", ridge[1], *both, "-o", tmp_path / "p", "--device", "cpu")

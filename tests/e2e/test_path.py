@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hescribe import keys
 from hescribe.datasets.synthetic import make_synthetic
-from hescribe.errors import BundleError, LeakageError
+from hescribe.errors import BundleError, InputError, LeakageError, OutputError
 from hescribe.evaluation import score_section
 from hescribe.inference import Bundle, load_bundle, predict, predict_sections, read_prediction
 from hescribe.inference.bundle import hash_files
@@ -243,3 +244,66 @@ def test_truth_of_the_synthetic_data_bounds_every_method(ridge: Fitted, sections
     reachable = dict(zip(truth.var_names, best, strict=True))
     top = scores.index[scores["heg50"].to_numpy(dtype=bool)]
     assert scores.loc[top, "pcc"].mean() < np.mean([reachable[g] for g in top])
+
+
+def test_a_used_folder_keeps_nothing_of_what_was_changed(
+    ridge: Fitted, sections: list[Section], tmp_path: Path
+) -> None:
+    """The name of the image alone was compared, so a result of the old picture was taken for one of the new."""
+    source = sections[2]
+    assert source.image is not None
+    image = tmp_path / source.image.name
+    shutil.copy(source.image, image)
+
+    def again() -> Section:
+        section = Section(replace(source.row, image=image))
+        section.__dict__["adata"] = source.adata
+        return section
+
+    (path,) = predict_sections(ridge[0], [again()], tmp_path / "p")
+    before = path.stat().st_mtime_ns
+    image.touch()
+    assert predict_sections(ridge[0], [again()], tmp_path / "p") == [path]
+    assert path.stat().st_mtime_ns == before
+    scaled = again()
+    scaled.__dict__["mpp"] = 1.02
+    with pytest.raises(OutputError, match="holds a prediction of another scale"):
+        predict_sections(ridge[0], [scaled], tmp_path / "p")
+    renamed = again()
+    renamed.__dict__["adata"] = source.adata.copy()
+    renamed.adata.obs_names = [f"new {name}" for name in renamed.adata.obs_names]
+    with pytest.raises(OutputError, match="holds a prediction of other spots"):
+        predict_sections(ridge[0], [renamed], tmp_path / "p")
+    with image.open("ab") as file:  # another file of the same name
+        file.write(b"\0")
+    with pytest.raises(OutputError, match="holds a prediction of an image that has changed since"):
+        predict_sections(ridge[0], [again()], tmp_path / "p")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_slide_among_sections_is_left_out(
+    ridge: Fitted, sections: list[Section], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide = Section(replace(sections[0].row, section_id="slide", expression=None))
+    with caplog.at_level("INFO"):
+        written = predict_sections(ridge[0], [slide, sections[2]], tmp_path)
+    assert [path.stem for path in written] == [sections[2].section_id]
+    assert "without spots, left out: slide" in caplog.text
+    with pytest.raises(InputError, match="give slides by their files"):
+        predict_sections(ridge[0], [slide], tmp_path)
+
+
+def test_scanpy_draws_a_prediction_on_its_slide(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    """``images`` was empty, at which scanpy ends with a StopIteration."""
+    import matplotlib as mpl
+    import scanpy as sc
+
+    (path,) = predict_sections(ridge[0], sections[2:], tmp_path)
+    prediction = read_prediction(path)
+    library = prediction.uns[keys.SPATIAL][sections[2].section_id]
+    small, (shown, downsampling) = library["images"]["lowres"], sections[2].thumbnail(600) or pytest.fail("no image")
+    np.testing.assert_array_equal(small, shown)
+    assert library["scalefactors"]["tissue_lowres_scalef"] == pytest.approx(1 / downsampling)
+    with mpl.rc_context({"backend": "agg"}):
+        (axes,) = sc.pl.spatial(prediction, color=prediction.var_names[0], show=False)
+    assert axes.get_images()[0].get_array().shape == small.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -187,3 +188,59 @@ def test_every_technology_stands_in_the_documentation() -> None:
     for name in READERS:
         assert f"`{name}`" in column
         assert f"\n| `{name}` | " in text
+
+
+def write_h5ad(path: Path, **obs: object) -> ad.AnnData:
+    table = ad.AnnData(sparse.csr_matrix(np.eye(3, dtype="f")), obs=pd.DataFrame(obs, index=list("abc")))
+    table.obsm["spatial"] = np.arange(6.0).reshape(3, 2)
+    table.write_h5ad(path)
+    return table
+
+
+def test_h5ad_with_yes_and_no_as_text(tmp_path: Path) -> None:
+    (tmp_path / "wsis").mkdir()
+    (tmp_path / "st").mkdir()
+    write_h5ad(tmp_path / "st" / "a.h5ad", in_tissue=["True", "False", "True"], array_row=["0", "1", "2"])
+    adata = read_expression(row(tmp_path / "st" / "a.h5ad"))
+    assert list(adata.obs_names) == ["a", "c"]
+    assert adata.obs[keys.ARRAY_ROW].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.obs.__setitem__("array_row", ["0", "one", "2"]), r"obs\['array_row'\] holds 'one', not a number"),
+        (lambda t: t.__setattr__("X", None), r"neither X nor layers\['counts'\] is there \(raw counts are needed\)"),
+        (lambda t: t.obsm.__setitem__("spatial", np.ones((3, 1))), r"obsm\['spatial'\] has the shape \(3, 1\)"),
+    ],
+)
+def test_h5ad_that_lacks_numbers(tmp_path: Path, spoil: Callable[[ad.AnnData], None], message: str) -> None:
+    table = write_h5ad(tmp_path / "a.h5ad")
+    spoil(table)
+    table.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(InputError, match=r"a\.h5ad: " + message):
+        read_expression(row(tmp_path / "a.h5ad"))
+
+
+def test_a_table_cut_at_the_wrong_marks_has_a_short_message(tmp_path: Path) -> None:
+    names = [f"GENE{i}" for i in range(20_000)]
+    (tmp_path / "a.tsv").write_text(",".join(["", *names]) + "\n" + ",".join(["1x1"] + ["1"] * 20_000) + "\n")
+    (tmp_path / "spots.tsv").write_text(",".join(names) + "\n" + ",".join(["1"] * 20_000) + "\n")
+    with pytest.raises(InputError) as raised:
+        read_expression(row(tmp_path / "a.tsv", positions=tmp_path / "spots.tsv"))
+    assert "spots.tsv: column 'x', 'y', 'pixel_x', 'pixel_y' is missing (found GENE0,GENE1," in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_parquet_with_the_ids_in_its_index(tmp_path: Path, named: bool) -> None:
+    """``table.to_parquet`` of a table whose rows are named, as most are."""
+    table = pd.DataFrame({"B": [0.25, 1.0, 0.5], "T": [0.75, 0.0, 0.5]}, index=list("abc"))
+    table.rename_axis("spot" if named else None).to_parquet(tmp_path / "types.parquet")
+    write_h5ad(tmp_path / "a.h5ad")
+    adata = read_expression(row(tmp_path / "a.h5ad", cell_types=tmp_path / "types.parquet"))
+    pd.testing.assert_frame_equal(adata.obsm[keys.CELL_TYPES], table, check_names=False)
+    labels = pd.DataFrame({"label": ["x", "y", "x"]}, index=list("abc")).rename_axis("spot" if named else None)
+    labels.to_parquet(tmp_path / "labels.parquet")
+    adata = read_expression(row(tmp_path / "a.h5ad", annotations=tmp_path / "labels.parquet"))
+    assert adata.obs[keys.ANNOTATION].tolist() == ["x", "y", "x"]

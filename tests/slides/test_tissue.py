@@ -106,7 +106,7 @@ def test_nothing_on_an_empty_slide(value: int, tmp_path: Path) -> None:
 
 
 def test_the_grid_by_hand() -> None:
-    tissue = Tissue(np.array([[True, False], [True, True]]), (100.0, 100.0))
+    tissue = Tissue(np.array([[True, False], [True, True]]), (100.0, 100.0), np.zeros((2, 2, 3), np.uint8))
     centres = lay_grid(tissue, mpp=0.5, stride_um=25.0, width=200, height=200)
     # Stride 50 px: centres at 25, 75, 125, 175; the upper right quarter is bare
     expected = [(x, y) for y in (25, 75, 125, 175) for x in (25, 75, 125, 175) if not (x > 100 and y < 100)]

@@ -143,6 +143,8 @@ def test_other_panels(tmp_path: Path) -> None:
     nothing, none = sparse.csr_matrix((2, 3), dtype=np.float32), np.zeros(2, dtype=np.intp)
     supported = np.array([True, False, True])
     np.testing.assert_array_equal(choose_panel("all", nothing, none, genes, supported), supported)
+    # No fewer genes than are asked for: none is variable because there is room
+    np.testing.assert_array_equal(choose_panel("hvg:3", nothing, none, genes, supported), supported)
     file = tmp_path / "genes.txt"
     file.write_text("# markers\nB\nnone such\n")
     assert choose_panel(str(file), nothing, none, genes, supported).tolist() == [False, True, False]

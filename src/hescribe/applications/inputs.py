@@ -13,7 +13,7 @@ import anndata as ad
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.inference.predict import read_prediction
-from hescribe.inference.present import find_predictions
+from hescribe.inference.present import find_picture, find_predictions
 from hescribe.plots.ground import Thumbnail
 from hescribe.sections import Section, read_sections
 from hescribe.types import Mpp
@@ -31,11 +31,14 @@ class Given:
         Spots × genes.
     section
         Its row in the manifest, where there is one.
+    path
+        The prediction, or the manifest.
     """
 
     name: str
     adata: ad.AnnData
     section: Section | None
+    path: Path
 
     @property
     def predicted(self) -> bool:
@@ -51,7 +54,7 @@ class Given:
     @property
     def thumbnail(self) -> Thumbnail | None:
         """The slide, small; None where it is not at hand."""
-        return self.section.thumbnail() if self.section is not None and self.section.image else None
+        return find_picture(self.adata, self.section, self.path)
 
 
 def is_manifest(path: Path) -> bool:
@@ -80,13 +83,13 @@ def read_given(path: str | Path, *, sections: str | Path | None = None) -> Itera
         if not measured:
             raise InputError("no section has expression", path=where)
         for section in measured:
-            yield Given(section.section_id, _with_mpp(section), section)
+            yield Given(section.section_id, _with_mpp(section), section, where)
         return
     known: dict[str, Section] = {s.section_id: s for s in read_sections(sections)} if sections else {}
     for prediction in find_predictions(where):
         adata = read_prediction(prediction)
         slide = str(adata.uns[keys.PROVENANCE].get("slide", prediction.stem))
-        yield Given(prediction.stem, adata, known.get(slide) or known.get(prediction.stem))
+        yield Given(prediction.stem, adata, known.get(slide) or known.get(prediction.stem), prediction)
 
 
 def _with_mpp(section: Section) -> ad.AnnData:

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 from hescribe import keys
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.io.expression import log_normalise
 
 MARKERS = Path(__file__).with_name("markers.csv")  #: ours; a copy of it, edited, is what ``read_gene_sets`` takes
@@ -55,7 +55,7 @@ def read_gene_sets(path: str | Path, *, tissue: str | None = None) -> dict[str, 
         raise InputError(f"not a readable table of gene sets ({error})", path=path) from error
     if missing := {"set", "gene"} - set(table.columns):
         raise InputError(
-            f"no column {' and '.join(sorted(missing))} (found {', '.join(map(str, table.columns))})",
+            f"no column {' and '.join(sorted(missing))} (found {list_some(table.columns)})",
             path=path,
             fix="columns: set, gene and, if you like, tissue, source",
         )

@@ -27,6 +27,8 @@ from hescribe.sections import Section
 from hescribe.types import Expression, Features, Mpp
 from hescribe.version import __version__
 
+PICTURE_PX = 600  #: longer side of the slide's picture in a prediction, as of Visium's "lowres"
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,8 +65,8 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
         image=section.image,
         mpp=section.mpp,
     )
-    if keys.SPATIAL in section.adata.uns:
-        prediction.uns[keys.SPATIAL] = section.adata.uns[keys.SPATIAL]
+    prediction.uns[keys.PROVENANCE]["tiles"] = tiles.fingerprint()
+    prediction.uns[keys.SPATIAL] = {section.section_id: section.library(PICTURE_PX, name="lowres")}
     return prediction
 
 
@@ -126,16 +128,18 @@ def predict_sections(
     Raises
     ------
     InputError
-        No gene can be trusted that far, or no section has an image; those without one among others are left out.
+        No gene can be trusted that far, or no section has an image, and spots to predict at; those without among
+        others are left out.
     OutputError
-        A prediction of another bundle, patient, image or spots, or with another choice of genes, is already there and
-        may not be replaced.
+        A prediction of another bundle, patient, image, scale or spots, or with another choice of genes, is already
+        there and may not be replaced.
     """
-    if missing := [s.section_id for s in sections if s.image is None]:
-        logger.info(f"without an image, left out: {', '.join(missing)}")
-        sections = [s for s in sections if s.image is not None]
+    for what, there in (("an image", lambda s: s.image is not None), ("spots", lambda s: s.has_expression)):
+        if missing := [s.section_id for s in sections if not there(s)]:
+            logger.info(f"without {what}, left out: {', '.join(missing)}")
+            sections = [s for s in sections if there(s)]
     if not sections:
-        raise InputError("no section has an image to predict from")
+        raise InputError("no section has an image to predict from, and spots", fix="give slides by their files")
     chosen = [trusted_genes(bundle, min_pcc, known_patient=bundle.knows_patient(s.patient_id)) for s in sections]
     written = []
     for section, genes in zip(tqdm(sections, desc="predict", unit="section", disable=None), chosen, strict=True):
@@ -186,7 +190,10 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str])
         "other genes": list(there.var_names) != genes,
         "another patient": told.get("patient") != section.patient_id,
         "another image": told.get("image") != (section.image.name if section.image else ""),
-        "other spots": not np.array_equal(there.obsm[keys.SPATIAL], section.tiles().centres),
+        "other spots": list(there.obs_names) != list(section.adata.obs_names)
+        or not np.array_equal(there.obsm[keys.SPATIAL], section.tiles().centres),
+        "another scale": told.get("mpp") != section.mpp,
+        "an image that has changed since": told.get("tiles") != section.tiles().fingerprint(),
     }
     for what, differs in differences.items():
         if differs:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from hescribe import keys
@@ -19,6 +20,9 @@ from hescribe.inference.evaluate import check_unseen
 from hescribe.inference.predict import read_prediction
 from hescribe.report import build_report
 from hescribe.sections import Section
+from hescribe.slides.blocks.cells import quickest_read
+from hescribe.slides.original import find_original
+from hescribe.slides.slide import Rgb
 
 log = logging.getLogger("hescribe")
 
@@ -97,7 +101,7 @@ def report_predictions(
         score = done.get(section.section_id) if section is not None else None
         if measured is not None and section is not None and score is None:
             _check_patient(prediction, section, bundle, allow_same_patient=allow_same_patient)
-        given.append((prediction, measured, section.thumbnail() if section is not None else None))
+        given.append((prediction, measured, find_picture(prediction, section, path)))
         if score is None and measured is not None:
             score = _score(prediction, measured, genes, allow_same_patient=allow_same_patient, seed=seed)
         tables.append(score)
@@ -110,6 +114,44 @@ def report_predictions(
         genes=genes,
         summary=_overall([t for t in tables if t is not None]),
     )
+
+
+def find_picture(
+    prediction: ad.AnnData, section: Section | None, path: Path, *, max_px: int = 1500
+) -> tuple[Rgb, float] | None:
+    """The slide of a prediction, small, and its downsampling.
+
+    Parameters
+    ----------
+    prediction
+        Which.
+    section
+        Its row in a manifest, where there is one.
+    path
+        Where it was read from.
+    max_px
+        Longer side, at most.
+
+    Returns
+    -------
+    tuple or None
+        From the manifest's image; else from the file that was predicted, if it is still there; else what the
+        prediction itself has kept, which is smaller; None where there is nothing.
+    """
+    if section is not None and section.image is not None:
+        return section.thumbnail(max_px)
+    centres = np.asarray(prediction.obsm[keys.SPATIAL], dtype=np.float64)
+    try:
+        slide = find_original(prediction.uns[keys.PROVENANCE], path, centres)
+        if slide is not None:
+            image = slide.thumbnail(max_px, read=quickest_read(slide))
+            return image, slide.width / image.shape[1]
+    except InputError as error:
+        log.info(f"{path}: the slide is not shown as it is, but as the prediction keeps it ({error})")
+    for library in prediction.uns.get(keys.SPATIAL, {}).values():
+        if "lowres" in library.get("images", {}):
+            return np.asarray(library["images"]["lowres"]), 1 / float(library["scalefactors"]["tissue_lowres_scalef"])
+    return None
 
 
 def _check_maker(prediction: ad.AnnData, bundle: Bundle | None, path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from hescribe.errors import HescribeWarning, InputError
-from hescribe.types import Microns, Mpp
+from hescribe.errors import HescribeWarning, InputError, list_some
+from hescribe.types import PLAUSIBLE_MPP, Microns, Mpp
 
 REQUIRED = ("section_id", "patient_id", "image", "expression")
 OPTIONAL = ("technology", "positions", "mpp", "cell_types", "annotations", "z")
@@ -53,10 +53,10 @@ def read_manifest(path: str | Path) -> list[ManifestRow]:
     table = _read_table(file)
     missing = [c for c in REQUIRED if c not in table]
     if len(table.columns) == 1 and any(mark in table.columns[0] for mark in ";|\t,"):
-        raise InputError(f"a single column, {table.columns[0]!r}", path=file, fix=_SEPARATED)
+        raise InputError(f"a single column, {list_some(table.columns)!r}", path=file, fix=_SEPARATED)
     if missing:
         raise InputError(
-            f"column {', '.join(map(repr, missing))} is missing (found {', '.join(table.columns)})",
+            f"column {', '.join(map(repr, missing))} is missing (found {list_some(table.columns)})",
             path=file,
             fix=f"needed are {', '.join(REQUIRED)}; cells may be empty",
         )
@@ -130,7 +130,8 @@ def _number(file: Path, line: int, column: str, text: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number) or (column == "mpp" and number <= 0):
-        what = "a positive number of µm per pixel" if column == "mpp" else "a number"
+    low, high = PLAUSIBLE_MPP
+    if not math.isfinite(number) or (column == "mpp" and not low <= number <= high):
+        what = f"µm per pixel of a microscope, {low:g} to {high:g}" if column == "mpp" else "a number"
         raise InputError(f"row {line}: {column} is {text!r}, not {what}", path=file)
     return number

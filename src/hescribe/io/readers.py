@@ -118,8 +118,9 @@ def read_expression(row: ManifestRow) -> ad.AnnData:
     check_section(adata, row.expression, positions=row.image is not None)
     mpp = mpp_from_pitch(row, adata) if technology.spot_um is not None and row.image is not None else None
     if technology.spot_um is not None and mpp is not None:
-        factors = {"spot_diameter_fullres": technology.spot_um / mpp}
+        factors = {keys.SPOT_DIAMETER: technology.spot_um / mpp}
         adata.uns[keys.SPATIAL] = {row.section_id: {"images": {}, "scalefactors": factors}}
+    adata.uns.setdefault(keys.SPATIAL, {row.section_id: {"images": {}, "scalefactors": {}}})
     if row.cell_types is not None:
         add_cell_types(adata, row.cell_types)
     if row.annotations is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 
 
 def check_section(adata: ad.AnnData, path: Path, *, positions: bool = True) -> None:
@@ -56,6 +58,26 @@ def check_section(adata: ad.AnnData, path: Path, *, positions: bool = True) -> N
         raise InputError("some spots have no finite position", path=path)
 
 
+def add_picture(
+    library: dict[str, Any], image: npt.NDArray[np.uint8], downsampling: float, *, name: Literal["hires", "lowres"]
+) -> None:
+    """Put a small picture of the slide where scanpy and squidpy look for it.
+
+    Parameters
+    ----------
+    library
+        An entry of ``uns["spatial"]``, changed.
+    image
+        (height, width, 3).
+    downsampling
+        Full-resolution pixels to a pixel of it.
+    name
+        One of the two sizes that Visium has.
+    """
+    library["images"] = {name: image}
+    library["scalefactors"][f"tissue_{name}_scalef"] = 1 / downsampling
+
+
 def match_spots(counts: pd.Index, positions: pd.Index, path: Path, *, beside: Path) -> pd.Index:
     """Spots that are in both files, in the order of the counts.
 
@@ -71,8 +93,7 @@ def match_spots(counts: pd.Index, positions: pd.Index, path: Path, *, beside: Pa
     shared = counts[counts.isin(positions)]
     if not len(shared):
         raise InputError(
-            f"no spot in common with {beside.name} (here {', '.join(map(str, counts[:2]))}; "
-            f"there {', '.join(map(str, positions[:2]))})",
+            f"no spot in common with {beside.name} (here {list_some(counts[:2])}; there {list_some(positions[:2])})",
             path=path,
             fix="are they of the same section?",
         )

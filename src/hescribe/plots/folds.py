@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 from hescribe.plots.genes import SET_NAMES, need_columns, sets_in
 from hescribe.plots.style import CEILING, CYCLE, MUTED, add_grid, styled
 
@@ -68,7 +68,7 @@ def _draw_curves(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _long(history: pd.DataFrame) -> pd.DataFrame:
     if "epoch" not in history:
-        raise InputError(f"a history needs a column 'epoch' (found {', '.join(map(str, history.columns)) or 'none'})")
+        raise InputError(f"a history needs a column 'epoch' (found {list_some(history.columns)})")
     if {"split", "metric", "value"} <= set(history.columns):
         table = history.copy()
     else:

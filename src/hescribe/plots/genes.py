@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 from hescribe.metrics.gene_blocks import Matrix
 from hescribe.metrics.gene_sets import gene_moments, top_genes
 from hescribe.metrics.structure import gene_correlations, gene_gene_preservation
@@ -37,7 +37,7 @@ _BIN = 0.04
 def need_columns(table: pd.DataFrame, names: Iterable[str]) -> None:
     """Refuse a table that lacks a column; says which, and which there are."""
     if missing := [c for c in names if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {', '.join(map(str, table.columns))})")
+        raise InputError(f"column {', '.join(missing)} is missing (found {list_some(table.columns)})")
 
 
 def sets_in(table: pd.DataFrame, sets: Sequence[str]) -> list[str]:

@@ -81,10 +81,12 @@ def find_ground(
     if keys.SPATIAL not in adata.obsm or not adata.n_obs:
         raise InputError(f'no positions in obsm["{keys.SPATIAL}"]', fix="a map needs pixel centres x, y of the spots")
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    told = adata.uns.get(keys.PROVENANCE, {})
     if mpp is None:
-        said = adata.uns.get(keys.PROVENANCE, {}).get("mpp")
-        mpp = float(said) if said is not None and np.isfinite(said) else None
-    diameter = _stated_diameter(adata, spot_um, mpp)
+        mpp = _number(told.get("mpp"))
+    diameter, stride_um = _stated_diameter(adata, spot_um, mpp), _number(told.get("stride_um"))
+    if shape is None and spot_um is None and stride_um and mpp:  # a slide's tiles fill their grid
+        return Ground(centres, float(max(1, round(stride_um / mpp))), "square", mpp, thumbnail)  # laid in whole pixels
     if shape is None:
         shape = "square" if diameter is None and is_square_grid(centres) else "circle"
     if diameter is None:
@@ -175,13 +177,22 @@ def round_length(length: float) -> float:
     return float(max(m * power for m in (1, 2, 5) if m * power <= length * (1 + 1e-9)))
 
 
+def _number(value: object) -> float | None:
+    """A fact of the provenance, where it is a number above zero."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
 def _stated_diameter(adata: ad.AnnData, spot_um: Microns | None, mpp: Mpp | None) -> Level0Px | None:
     if spot_um is not None:
         if not mpp:
             raise InputError("spot_um needs µm per pixel", fix="give mpp=")
         return spot_um / mpp
     for library in adata.uns.get(keys.SPATIAL, {}).values():
-        if diameter := library.get("scalefactors", {}).get("spot_diameter_fullres"):
+        if diameter := library.get("scalefactors", {}).get(keys.SPOT_DIAMETER):
             return float(diameter)
     return None
 

@@ -12,7 +12,7 @@ from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 from hescribe.io.expression import name_unit, told_sum
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.plots.ground import Ground, Shape, Thumbnail, draw_scale_bar, draw_slide, draw_spots, find_ground
@@ -131,7 +131,7 @@ def obs_map(
         Colour map, and what stands at the colour bar.
     """
     if column not in adata.obs:
-        raise InputError(f"no column {column!r} in obs (found {', '.join(map(str, adata.obs.columns)) or 'none'})")
+        raise InputError(f"no column {column!r} in obs (found {list_some(adata.obs.columns)})")
     values = adata.obs[column].to_numpy(dtype=np.float64)
     ground = find_ground(adata, thumbnail=thumbnail, mpp=mpp, spot_um=spot_um, shape=shape)
     return _one(

@@ -12,14 +12,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hescribe.types import Mpp
+from hescribe.types import PLAUSIBLE_MPP, Mpp
 
 Rgb = npt.NDArray[np.uint8]  #: (height, width, 3)
 
 _BLOCK = 512  #: pixels, where a format does not say how it is stored
 _BAND = 32_000_000  #: pixels decoded at once for a thumbnail
 _BLENDED = 1_000_000  #: pixels that are laid on white at once
-_PLAUSIBLE_MPP = (0.05, 10.0)  #: outside, a resolution was written for a printer or a screen
 
 
 class ReadRegion(Protocol):
@@ -104,7 +103,6 @@ class Slide(ABC):
         read
             A quicker way to the same pixels than ``read_region``, where there is one.
         """
-        import cv2
 
         wanted = max(self.width, self.height) / max_px
         level = [i for i, d in enumerate(self.downsamples) if d <= max(wanted, 1.0)][-1]
@@ -113,9 +111,7 @@ class Slide(ABC):
         factor = max(1, int(max(width, height) / max_px))
         read = read or self.read_region
         image = self._shrink(level, factor, read) if factor > 1 else read(0, 0, width, height, level=level)
-        shrink = min(1.0, max_px / max(width, height))
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        return _resized(image, (width, height), max_px)
 
     def _shrink(self, level: int, factor: int, read: ReadRegion) -> Rgb:
         """A level at a whole fraction of its size, averaged."""
@@ -139,6 +135,20 @@ class Slide(ABC):
     def content_hash(self) -> str:
         """Hash of the bytes of the slide's files."""
         return hash_slide(self.path)
+
+
+def shrunk(image: Rgb, max_px: int) -> Rgb:
+    """A picture with its longer side at most ``max_px``."""
+    return _resized(image, (image.shape[1], image.shape[0]), max_px)
+
+
+def _resized(image: Rgb, size: tuple[int, int], max_px: int) -> Rgb:
+    """A picture of something of this width and height, in whose proportions its longer side is at most ``max_px``."""
+    import cv2
+
+    shrink = min(1.0, max_px / max(size))
+    width, height = (max(1, round(side * shrink)) for side in size)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def slide_files(path: Path) -> list[Path]:
@@ -184,7 +194,7 @@ def _hash_file(path: Path, size: int, changed: int) -> str:
 
 def plausible_mpp(mpp: float | None) -> Mpp | None:
     """The value, or None where it cannot be that of a microscope (0.05–10 µm per pixel)."""
-    return float(mpp) if mpp and _PLAUSIBLE_MPP[0] <= mpp <= _PLAUSIBLE_MPP[1] else None
+    return float(mpp) if mpp and PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] else None
 
 
 def on_white(image: npt.NDArray[np.uint8]) -> Rgb:

@@ -42,10 +42,13 @@ class Tissue:
         (rows, columns), true where there is tissue.
     pixel
         Width and height of its pixels, in full-resolution pixels.
+    picture
+        (rows, columns, 3) what the mask was found on.
     """
 
     mask: Mask
     pixel: tuple[Level0Px, Level0Px]
+    picture: Rgb
 
     def covers(self, centres: Centres) -> Mask:
         """(n, 2) full-resolution positions → (n,) whether there is tissue."""
@@ -80,7 +83,7 @@ def find_tissue(slide: Slide, *, mpp: Mpp, mask_um: Microns = MASK_UM, read: Rea
     mask = mask_tissue(small, pixel_um=pixel[0] * mpp)
     if not mask.any():
         raise InputError("no tissue found", path=slide.path, fix="is it a slide stained with haematoxylin and eosin?")
-    return Tissue(mask, pixel)
+    return Tissue(mask, pixel, small)
 
 
 def mask_tissue(image: Rgb, *, pixel_um: Microns) -> Mask:

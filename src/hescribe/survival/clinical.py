@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 
 TIME, EVENT, PATIENT, SLIDE = "time", "event", "patient_id", "slide_id"
 LEAST_EVENTS = 10  #: fewer cannot carry even one coefficient
@@ -60,8 +60,7 @@ def check_clinical(
     """
     given = table.reset_index() if table.index.name == PATIENT else table
     if missing := [c for c in (PATIENT, TIME, EVENT, *covariates) if c not in given]:
-        found = ", ".join(map(str, given.columns))
-        raise InputError(f"column {missing[0]!r} is missing (found {found})", path=path)
+        raise InputError(f"column {missing[0]!r} is missing (found {list_some(given.columns)})", path=path)
     _check_patients(given[PATIENT], path)
     clinical = given.set_index(given[PATIENT].astype(str).str.strip())[[TIME, EVENT, *covariates]].copy()
     clinical.index.name = PATIENT
@@ -168,7 +167,7 @@ def read_slide_patients(path: str | Path) -> dict[str, str]:
     """
     table = _read_table(path)
     if missing := [c for c in (SLIDE, PATIENT) if c not in table]:
-        raise InputError(f"column {missing[0]!r} is missing (found {', '.join(map(str, table.columns))})", path=path)
+        raise InputError(f"column {missing[0]!r} is missing (found {list_some(table.columns)})", path=path)
     slides = table[SLIDE].astype(str).str.strip()
     if slides.duplicated().any():
         raise InputError(f"slide {slides[slides.duplicated()].iloc[0]!r} stands there twice", path=path)
@@ -260,7 +259,7 @@ def read_tcga(path: str | Path, *, endpoint: str = "DFI", cancers: Sequence[str]
     if cancers:
         found = sorted(clinical["cancer"].dropna().unique())
         if unknown := [c for c in cancers if c not in found]:
-            raise InputError(f"no patient with {unknown[0]} (found {', '.join(found) or 'no types'})", path=path)
+            raise InputError(f"no patient with {unknown[0]} (found {list_some(found)})", path=path)
         clinical = clinical[clinical["cancer"].isin(cancers)]
     clinical = clinical.dropna(subset=[TIME, EVENT]).drop_duplicates(PATIENT)
     return clinical.reset_index(drop=True)

@@ -20,7 +20,9 @@ from hescribe.inference import read_prediction
 from hescribe.inference.slides import expression, features, predict_slide, prepared
 from hescribe.inference.slides.expression import block_rows, moments
 from hescribe.methods import METHODS
+from hescribe.plots.ground import find_ground
 from hescribe.slides.blocks.sweep import Batch
+from hescribe.slides.reader import open_slide
 from hescribe.slides.tiles import SlideTiles
 from hescribe.types import Context
 from tests.inference.slides.made import GENES, MPP, draw_slide, make_bundle, write_slide
@@ -298,3 +300,21 @@ class TestPrecision:
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="auto")  # whatever was settled
         with pytest.raises(OutputError, match="another --precision"):
             predict_slide(make_bundle(), slide, tmp_path / "out.zarr", precision="fp32")
+
+
+def test_a_prediction_keeps_a_small_picture(slide: Path, tmp_path: Path) -> None:
+    """For scanpy, and for reports where the slide has gone."""
+    import matplotlib as mpl
+    import scanpy as sc
+
+    prediction = read_prediction(predict_slide(make_bundle(), slide, tmp_path / "p.zarr"))
+    library = prediction.uns[keys.SPATIAL][slide.stem]
+    small, whole = library["images"]["lowres"], open_slide(slide)
+    assert max(small.shape) == 600
+    assert library["scalefactors"]["tissue_lowres_scalef"] == pytest.approx(600 / max(whole.width, whole.height))
+    np.testing.assert_array_equal(small, whole.thumbnail(600))
+    with mpl.rc_context({"backend": "agg"}):
+        (axes,) = sc.pl.spatial(prediction, color="G0", show=False)
+    assert axes.get_images()[0].get_array().shape == small.shape
+    ground = find_ground(prediction)  # squares that fill the grid, though scanpy is told of a diameter
+    assert (ground.shape, ground.diameter_px) == ("square", library["scalefactors"][keys.SPOT_DIAMETER])

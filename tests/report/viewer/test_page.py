@@ -182,6 +182,21 @@ def test_an_address_leads_back_to_what_was_seen(browser: Browser, viewer: Viewer
     browser.go(f"{viewer.url}#gene=NO%20SUCH&x=hello&zoom=-1&opacity=9e999&clip=7")
     assert "no gene of the name" in browser.run(TEXT.format("notice"))
     assert browser.run("document.querySelector('h2').textContent") == "RAMP"
+    browser.run("location.hash = '#gene=HOLES'")  # what was said of a name that is not there holds no longer
+    browser.wait("document.querySelector('h2').textContent === 'HOLES'")
+    browser.settle()
+    assert browser.run("document.getElementById('notice').hidden")
+
+
+def test_the_legend_gives_way_to_what_is_below_it(browser: Browser, viewer: Viewer) -> None:
+    look(browser, viewer, "RAMP")
+    place = "(() => { const b = document.getElementById('legend').getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })()"
+    left, top, right, bottom = browser.run(place)
+    covering = "document.getElementById('legend').classList.contains('covering')"
+    for (x, y), expected in {((left + right) / 2, (top + bottom) / 2): True, (left - 20, top - 20): False}.items():
+        browser.move(x, y)
+        browser.settle()
+        assert browser.run(covering) is expected
 
 
 def test_without_a_slide_it_says_so(browser: Browser, tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def write_spaceranger(
     names = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
     table = pd.DataFrame(dict(zip(names, columns, strict=True)))
     table.to_csv(spatial / "tissue_positions.csv", index=False)
-    factors = {"spot_diameter_fullres": 2 * SPOT_RADIUS_UM / mpp}
-    factors["fiducial_diameter_fullres"] = _FIDUCIAL_FACTOR * factors["spot_diameter_fullres"]
+    factors = {keys.SPOT_DIAMETER: 2 * SPOT_RADIUS_UM / mpp}
+    factors["fiducial_diameter_fullres"] = _FIDUCIAL_FACTOR * factors[keys.SPOT_DIAMETER]
     for name, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):
         scale = min(1.0, side / max(image.shape[:2]))
         small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

@@ -23,7 +23,7 @@ from hescribe.downstream.gene_sets import (
     score_gene_sets,
     untrusted_genes,
 )
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.io.formats.tables import read_delimited
 
 SCORES = {
@@ -136,7 +136,7 @@ def b_and_t(adata: ad.AnnData, cell_types: pd.DataFrame | None = None, *, min_pc
         if cell_types is not None:
             lacks = "no spot of the section" if b and t else f"no {'T' if b else 'B'} cells"
             raise InputError(
-                f"the table of cell types has {lacks} (found {', '.join(map(str, table.columns))})",
+                f"the table of cell types has {lacks} (found {list_some(table.columns)})",
                 fix="name columns such as 'B cells' and 'T-cells'",
             )
     sets = {name: genes for name, genes in tls_gene_sets().items() if name in {"B cells", "T cells"}}

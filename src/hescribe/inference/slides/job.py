@@ -22,7 +22,7 @@ from hescribe.encoders.context import places_beside
 from hescribe.encoders.engines.openvino import openvino_name
 from hescribe.errors import InputError, OutputError
 from hescribe.inference.bundle import Bundle
-from hescribe.inference.predict import describe_origin, trusted_genes
+from hescribe.inference.predict import PICTURE_PX, describe_origin, trusted_genes
 from hescribe.inference.slides.expression import Beside, describe_slide, express_slide
 from hescribe.inference.slides.features import encode_slide
 from hescribe.inference.slides.plan import (
@@ -39,12 +39,13 @@ from hescribe.inference.slides.plan import (
 from hescribe.inference.slides.prepared import PreparedEncoder, lacks_bf16
 from hescribe.io.predictions.stored import open_prediction
 from hescribe.io.rows import GrowingTable
+from hescribe.io.schema import add_picture
 from hescribe.io.store import check_free, publish, remove
 from hescribe.slides.blocks.cells import Cells, open_cells
 from hescribe.slides.blocks.sweep import Sweep
 from hescribe.slides.grid import lay_grid, reading_order
 from hescribe.slides.reader import open_slide, resolve_mpp
-from hescribe.slides.slide import Slide
+from hescribe.slides.slide import Slide, shrunk
 from hescribe.slides.tiles import SlideTiles, place_tiles
 from hescribe.slides.tissue import find_tissue
 from hescribe.types import Centres, Mpp
@@ -210,7 +211,10 @@ class SlideJob:
         kind = torch.device(self.devices[0]).type
         how = {**self._settle(self._sweep(cells, centres)), "batch": BATCH, "device": kind}
         plan = {**self.facts, **how, "stamp": asdict(self.stamp)}
-        work.begin(plan, centres)
+        picture = tissue.picture
+        if max(picture.shape) < PICTURE_PX:
+            picture = self.slide.thumbnail(PICTURE_PX, read=cells.read_region)
+        work.begin(plan, centres, shrunk(picture, PICTURE_PX))
         return plan
 
     def _settle(self, sweep: Sweep) -> dict[str, str]:
@@ -301,4 +305,7 @@ class SlideJob:
             names = reference.cell_types.columns
             types = work.rows("cell_types", (n, len(names))).read(0, n).astype(np.float64)
             obsm[keys.CELL_TYPES] = pd.DataFrame(types, index=obs.index, columns=names)
-        table.finish(obs=obs, var=var, obsm=obsm, uns={keys.PROVENANCE: origin})
+        library: dict[str, Any] = {"scalefactors": {keys.SPOT_DIAMETER: max(1, round(plan["stride_um"] / self.mpp))}}
+        add_picture(library, work.picture, self.slide.width / work.picture.shape[1], name="lowres")
+        uns = {keys.PROVENANCE: origin, keys.SPATIAL: {self.path.stem: library}}
+        table.finish(obs=obs, var=var, obsm=obsm, uns=uns)

@@ -5,6 +5,7 @@ Beside an output ``NAME.zarr`` stands, until it is complete, a folder ``.NAME.za
 ======================  ================================================================
 ``plan.json``           everything the numbers depend on; written last, so that without it nothing counts
 ``centres.npy``         tile centres
+``picture.npy``         the slide, small
 ``progress.json``       tiles done in each stage; replaced after the tiles themselves are on the disk
 ``encoded-<i>.npy``     features at scale i, and last the colours of the tiles
 ``beside-0.npy``        features of tiles beside the outermost ones, where the method looks at them
@@ -34,10 +35,10 @@ from hescribe.io.rows import RowFile, read_uns, sync_path
 from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
 from hescribe.slides.grid import SMALLEST_STRIDE_UM
-from hescribe.slides.slide import hash_slide, slide_files
-from hescribe.types import Centres, Microns, Mpp
+from hescribe.slides.slide import Rgb, hash_slide, slide_files
+from hescribe.types import PLAUSIBLE_MPP, Centres, Microns, Mpp
 
-FORMAT = 4  #: raised when the way a slide is predicted changes any number
+FORMAT = 5  #: raised when the way a slide is predicted changes any number
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 
@@ -89,8 +90,9 @@ class SlideOptions:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
         if self.stride_um is not None and not SMALLEST_STRIDE_UM <= self.stride_um < float("inf"):
             raise InputError(f"a stride of {self.stride_um:g} µm cannot be", path="--stride-um", fix="8 µm or more")
-        if self.mpp is not None and not 0.05 <= self.mpp <= 10:
-            raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix="0.05 to 10")
+        low, high = PLAUSIBLE_MPP
+        if self.mpp is not None and not low <= self.mpp <= high:
+            raise InputError(f"{self.mpp:g} µm per pixel cannot be", path="--mpp", fix=f"{low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,13 @@ class Work:
         # Killed between handing the output over and tidying up; since then the output has been removed
         return None if self.done("written") and not self.prediction.exists() else plan
 
-    def begin(self, plan: dict[str, Any], centres: Centres) -> None:
+    def begin(self, plan: dict[str, Any], centres: Centres, picture: Rgb) -> None:
         """Start anew."""
         self.discard()
         self.folder.mkdir(parents=True)
-        np.save(self.folder / "centres.npy", centres)
-        sync_path(self.folder / "centres.npy")
+        for name, array in (("centres.npy", centres), ("picture.npy", picture)):
+            np.save(self.folder / name, array)
+            sync_path(self.folder / name)
         self._replace("plan.json", plan)
 
     def discard(self) -> None:
@@ -195,6 +198,11 @@ class Work:
     def centres(self) -> Centres:
         """(n, 2) tile centres."""
         return np.load(self.folder / "centres.npy", allow_pickle=False)
+
+    @property
+    def picture(self) -> Rgb:
+        """(rows, columns, 3) the slide, small."""
+        return np.load(self.folder / "picture.npy", allow_pickle=False)
 
     @property
     def prediction(self) -> Path:

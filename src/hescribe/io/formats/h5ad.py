@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
@@ -36,22 +37,23 @@ def read_hest(row: ManifestRow) -> ad.AnnData:
     source = _open(row.expression)
     adata = _tidy(source, row)
     if keys.IN_TISSUE in source.obs:
-        adata = adata[source.obs[keys.IN_TISSUE].to_numpy(dtype=float) > 0].copy()
+        adata = adata[_numbers(source.obs[keys.IN_TISSUE], row.expression) > 0].copy()
     return adata
 
 
 def _tidy(source: ad.AnnData, row: ManifestRow) -> ad.AnnData:
-    counts, var = _raw_counts(source)
+    assert row.expression is not None  # noqa: S101 - as above
+    counts, var = _raw_counts(source, row.expression)
     matrix, genes = tidy_genes(counts, _symbols(var), _ensembl(var))
     obs = pd.DataFrame(index=pd.Index(source.obs_names.astype(str)))
     for column in (keys.ARRAY_ROW, keys.ARRAY_COL):
         if column in source.obs:
-            obs[column] = source.obs[column].to_numpy(dtype=float)
+            obs[column] = _numbers(source.obs[column], row.expression)
     if keys.CELL_TYPE in source.obs:
         obs[keys.CELL_TYPE] = pd.Categorical(source.obs[keys.CELL_TYPE].to_numpy())
     adata = ad.AnnData(matrix, obs=obs, var=genes)
     if keys.SPATIAL in source.obsm:
-        adata.obsm[keys.SPATIAL] = np.asarray(source.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+        adata.obsm[keys.SPATIAL] = _positions(source.obsm[keys.SPATIAL], row.expression)
     elif row.image is not None:
         raise InputError("no obsm['spatial']", path=row.expression, fix="x, y of each spot in full-resolution pixels")
     if factors := _scalefactors(source):
@@ -82,11 +84,35 @@ def _open(path: Path) -> ad.AnnData:
         raise InputError(f"not a readable h5ad file ({type(error).__name__}: {error})", path=path) from error
 
 
-def _raw_counts(source: ad.AnnData) -> tuple[sparse.csr_matrix, pd.DataFrame]:
+def _numbers(column: pd.Series, path: Path) -> npt.NDArray[np.float64]:
+    """A column of ``obs`` as numbers, also where it holds them, or yes and no, as text."""
+    words = {"true": 1.0, "false": 0.0}
+    plain = column.astype(object).map(lambda value: words.get(str(value).strip().lower(), value))
+    numbers = pd.to_numeric(plain, errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.isnan(numbers) & column.notna().to_numpy()
+    if bad.any():
+        wrong = column[bad].iloc[0]
+        raise InputError(f"obs[{column.name!r}] holds {str(wrong)!r}, not a number", path=path)
+    return numbers
+
+
+def _positions(stored: object, path: Path) -> npt.NDArray[np.float64]:
+    try:
+        positions = np.asarray(stored, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError("obsm['spatial'] does not hold numbers", path=path) from error
+    if positions.ndim != 2 or positions.shape[1] < 2:
+        raise InputError(f"obsm['spatial'] has the shape {positions.shape}", path=path, fix="two columns, x and y")
+    return positions[:, :2]
+
+
+def _raw_counts(source: ad.AnnData, path: Path) -> tuple[sparse.csr_matrix, pd.DataFrame]:
     if "counts" in source.layers:
         return sparse.csr_matrix(source.layers["counts"]), source.var
-    if source.raw is not None and not _whole(source.X):
+    if source.raw is not None and (source.X is None or not _whole(source.X)):
         return sparse.csr_matrix(source.raw.X), source.raw.var
+    if source.X is None:
+        raise InputError("neither X nor layers['counts'] is there", path=path, fix="raw counts are needed")
     return sparse.csr_matrix(source.X), source.var
 
 

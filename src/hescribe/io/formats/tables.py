@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.io.mixtures import tidy_type
 
 _SUM_TOLERANCE = 0.02  #: further from sum 1 a row of proportions is worth a warning
@@ -42,6 +42,8 @@ def read_delimited(path: Path, *, index: bool = False, header: bool = True, n_ro
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
+            if not isinstance(table.index, pd.RangeIndex):  # what pandas wrote from a table whose rows have names
+                return table if index else table.reset_index()
             return table.set_index(table.columns[0]) if index else table
         separator = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
         # Without a header all is text; a gene may be called NA
@@ -63,7 +65,7 @@ def need_columns(table: pd.DataFrame, columns: list[str], path: Path) -> None:
     missing = [c for c in columns if c not in table]
     if missing:
         raise InputError(
-            f"column {', '.join(map(repr, missing))} is missing (found {', '.join(map(str, table.columns))})", path=path
+            f"column {', '.join(map(repr, missing))} is missing (found {list_some(table.columns)})", path=path
         )
 
 

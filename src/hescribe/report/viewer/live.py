@@ -13,7 +13,7 @@ from hescribe.io.predictions.stored import StoredPrediction, open_prediction
 from hescribe.report.viewer.pyramid import Pyramid
 from hescribe.report.viewer.scene import Scene
 from hescribe.report.viewer.server import LOCAL, ViewerServer
-from hescribe.slides.reader import open_slide
+from hescribe.slides.original import find_original, open_original
 
 PORT = 8765  #: tried first, so that a link of yesterday works today
 
@@ -128,27 +128,12 @@ def _listen(scene: Scene, host: str, port: int | None) -> ViewerServer:
 def _find_slide(stored: StoredPrediction, given: Path | None) -> tuple[Pyramid | None, str]:
     """The slide, or why there is none; what the user names must be right."""
     if given is not None:
-        return _open_fitting(stored, given), ""
-    name, path = (str(stored.provenance.get(key) or "") for key in ("image", "image_path"))
-    folder = stored.path.resolve().parent
-    # Only the name's last part: a prediction from elsewhere must not point to other files
-    beside = [place / Path(name).name for place in (folder, folder.parent)] if name else []
-    candidates = [p for p in ([Path(path)] if path else []) + beside if p.is_file()]
-    if not candidates:
-        return None, f"The slide {name or 'image'} was not found; name it with --image FILE to see it."
+        return Pyramid(open_original(given, stored.centres)), ""
     try:
-        return _open_fitting(stored, candidates[0]), ""
+        slide = find_original(stored.provenance, stored.path, stored.centres)
     except InputError as error:
         return None, f"The slide is not shown: {error}"
-
-
-def _open_fitting(stored: StoredPrediction, image: Path) -> Pyramid:
-    slide = open_slide(image)
-    x, y = stored.centres.max(axis=0)
-    if x >= slide.width or y >= slide.height or stored.centres.min() < 0:
-        raise InputError(
-            f"tiles lie outside this image of {slide.width:,} × {slide.height:,} px (they reach {x:,.0f}, {y:,.0f})",
-            path=image,
-            fix="is it the slide that was predicted?",
-        )
-    return Pyramid(slide)
+    if slide is None:
+        name = stored.provenance.get("image") or "image"
+        return None, f"The slide {name} was not found; name it with --image FILE to see it."
+    return Pyramid(slide), ""

@@ -91,23 +91,20 @@ class Scene:
         if known is not None:
             yield known
             return
-        pieces = []
+        pieces: list[bytes] = []
         for values in self.stored.gene_pieces(number):
+            yield from pieces[-1:]
             pieces.append(_coded(values))
-            yield pieces[-1]
         with self._lock:
             self._kept[number] = b"".join(pieces)
             size = 4 * len(self.stored.obs)
             while len(self._kept) > max(1, _KEPT_BYTES // size):
                 self._kept.popitem(last=False)
+        yield from pieces[-1:]  # not before it is kept: who has it all may ask again at once
 
     @cached_property
     def _tiles(self) -> tuple[str, Level0Px]:
         """Shape and side of a tile as drawn: a grid's fill it, spots have their own size."""
-        told = self.stored.provenance
-        stride_um, mpp = _number(told.get("stride_um")), _number(told.get("mpp"))
-        if stride_um and mpp:
-            return "square", float(max(1, round(stride_um / mpp)))  # whole pixels, as the grid was laid
         shell = ad.AnnData(obs=pd.DataFrame(index=self.stored.obs.index))
         shell.obsm[keys.SPATIAL] = self.stored.centres
         shell.uns.update({k: self.stored.uns[k] for k in (keys.SPATIAL, keys.PROVENANCE) if k in self.stored.uns})

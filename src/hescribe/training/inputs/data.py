@@ -77,7 +77,8 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     Raises
     ------
     InputError
-        No paired section, one that is given twice, too few spots, or no shared gene.
+        No paired section, one that is given twice, too few spots, or no shared gene, or none that is seen in enough
+        spots.
     """
     ids = [s.section_id for s in sections]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):  # left out, it would still be learned from
@@ -99,6 +100,9 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     supported = genes["detected"].to_numpy() >= config.min_detected
     panel = choose_panel(config.genes, logged, section, genes.index, supported)
     kept = supported | panel
+    if not panel.any():
+        share = f"no gene is seen in {config.min_detected:.0%} of the {logged.shape[0]} training spots"
+        raise InputError(share, path="--min-detected", fix=f"at most {genes['detected'].max():.2g}")
     genes[keys.IN_PANEL] = panel
     centres = np.concatenate([np.asarray(t.obsm[keys.SPATIAL], dtype=np.float64) for t in tables])
     return TrainingData(paired, logged[:, kept].tocsr(), genes[kept].copy(), section, centres, tuple(measured))

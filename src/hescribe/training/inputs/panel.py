@@ -49,7 +49,8 @@ def choose_panel(
     ----------
     spec
         ``hvg:N``: the union over sections of each one's N most variable genes (scanpy's "seurat" flavour, as in the
-        published methods). ``all``: every supported gene. Otherwise a file with one gene a line.
+        published methods), or ``all`` where there are no more than N. ``all``: every supported gene. Otherwise a file
+        with one gene a line.
     expression
         (n, g) log-normalised.
     sections
@@ -70,6 +71,8 @@ def choose_panel(
         count = spec.removeprefix("hvg:")
         if not count.isdecimal() or int(count) < 1:
             raise InputError(f"{spec!r} is no gene panel", path="--genes", fix="for example hvg:1000")
+        if int(count) >= len(genes):  # there is nothing to choose, and rare genes are no more welcome than elsewhere
+            return supported.copy()
         return _variable_union(expression, sections, genes, int(count))
     return _from_file(Path(spec), genes)
 
@@ -84,9 +87,6 @@ def _variable_union(
         table = ad.AnnData(expression[sections == section], var=pd.DataFrame(index=genes))
         # The log base is only scanpy's bookkeeping; saying it avoids a warning
         table.uns["log1p"] = {"base": None}
-        if count >= len(genes):
-            chosen[:] = True
-            continue
         if not gene_moments(table.X).variance.any():  # a single spot, or nothing in any
             continue
         found = sc.pp.highly_variable_genes(table, n_top_genes=count, flavor="seurat", inplace=False)

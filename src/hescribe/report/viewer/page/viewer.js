@@ -8,9 +8,10 @@ const byId = (id) => document.getElementById(id);
 const GENES_KEPT = 24;
 const HARDLY = 0.1; // expected correlation below which a map is not to be believed
 
-const say = (text) => {
+const say = (text, { ofGene = false } = {}) => { // what is said of a gene holds until another is chosen
   byId("notice").textContent = text;
   byId("notice").hidden = !text;
+  byId("notice").dataset.ofGene = ofGene;
 };
 const reply = async (path, options) => {
   const answer = await fetch(path, options);
@@ -136,7 +137,7 @@ const load = async (gene) => {
     byId("legend").hidden = false;
   } catch (error) {
     if (error.name === "AbortError") return;
-    say("The gene could not be read. If the viewer was ended, start it again with 'hescribe view'.");
+    say("The gene could not be read. If the viewer was ended, start it again with 'hescribe view'.", { ofGene: true });
     Object.assign(state, { values: null, sorted: null });
   } finally {
     clearTimeout(late);
@@ -150,6 +151,7 @@ const load = async (gene) => {
 };
 
 const choose = (gene) => {
+  if (byId("notice").dataset.ofGene === "true") say(facts.notice);
   if (gene === state.gene) return;
   state.gene = gene;
   genes.select(gene);
@@ -162,12 +164,17 @@ const genes = new Genes(facts, choose);
 
 // The tooltip at the pointer: value with its interval, and how familiar the tile is
 let pointer = null;
+const isUnder = (element, [x, y]) => { // positions on the map, not in the window
+  const [box, map] = [element.getBoundingClientRect(), canvas.getBoundingClientRect()];
+  return x > box.left - map.left && x < box.right - map.left && y > box.top - map.top && y < box.bottom - map.top;
+};
 const tell = () => {
   const tip = byId("tooltip");
   const before = state.hovered;
   const found = pointer ? tiles.find(...camera.toSlide(...pointer)) : -1;
   state.hovered = found < 0 ? null : found;
   if (state.hovered !== before) redraw();
+  byId("legend").classList.toggle("covering", pointer !== null && isUnder(byId("legend"), pointer));
   tip.hidden = state.hovered === null;
   if (tip.hidden) return;
   const lines = [make("strong", facts.genes[state.gene])];
@@ -215,9 +222,10 @@ const recall = () => {
   if (number("fade") !== null) byId("novel").value = number("fade");
   opacity();
   const gene = words.has("gene") ? facts.genes.indexOf(words.get("gene")) : -1;
-  if (words.get("gene") && gene < 0) say("This prediction has no gene of the name in the address.");
   if (gene >= 0 || state.gene < 0) choose(gene >= 0 ? gene : genes.best);
+  if (words.get("gene") && gene < 0) say("This prediction has no gene of the name in the address.", { ofGene: true });
   colour();
+  tell();
 };
 
 const moved = () => { redraw(); remember(); tell(); };
