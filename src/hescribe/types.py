@@ -17,6 +17,7 @@ Microns: TypeAlias = float  #: a length on the glass, µm
 Mpp: TypeAlias = float  #: µm per level-0 pixel
 Level0Px: TypeAlias = float  #: a position or length in full-resolution pixels
 PLAUSIBLE_MPP = (0.05, 10.0)  #: µm per pixel of a microscope; outside, a resolution is a printer's or a slip
+POSSIBLE_MPP = (0.02, 50.0)  #: what a manifest or spots may say: they may be of a picture of a few hundred pixels
 TilePx: TypeAlias = int  #: side of a tile as given to an encoder, pixels
 
 TileArray: TypeAlias = npt.NDArray[np.uint8]  #: (n, side, side, 3) RGB

@@ -31,7 +31,8 @@ def test_mistakes_are_one_line(
         port = busy.getsockname()[1]
         for arguments, message in (
             (["view", tmp_path / "none.zarr"], "no such prediction"),
-            (["view", tmp_path / "empty"], "not a readable prediction"),
+            (["view", tmp_path / "empty"], "empty: no prediction (give a .zarr of 'predict')"),
+            (["view", path.parent], "p: a folder of predictions (give one of its 1: slide.zarr)"),
             (["view", path, "--image", tmp_path / "none.svs"], "no such image"),
             (["view", path, "--port", port], f"cannot listen on 127.0.0.1:{port}"),
             (["view", path, "--port", 70000], "--port"),

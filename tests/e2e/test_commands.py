@@ -67,11 +67,11 @@ MISTAKES = {
     "missing counts": (lambda m: (m.parent / "a.tsv").unlink(), "a.tsv: no such file"),
     "mpp of no microscope": (
         lambda m: m.write_text(m.read_text().replace(",technology", ",mpp").replace(",st\n", ",1e-9\n")),
-        "row 2: mpp is '1e-9', not µm per pixel of a microscope, 0.05 to 10",
+        "row 2: mpp is '1e-9', not µm per pixel, 0.02 to 50",
     ),
     "positions that are no pixels": (
         lambda m: spots_in_units(m.parent / "a_spots.tsv"),
-        "µm per pixel is 200 by the spots' pitch, where a microscope has 0.05 to 10",
+        "µm per pixel is 200 by the spots' pitch, where 0.02 to 50 can be",
     ),
     "no manifest": (lambda m: m.unlink(), "sections.csv: no such manifest"),
     "nothing measured": (lambda m: edit(m, "a.tsv", ""), "no section has both an image and expression"),
@@ -348,3 +348,17 @@ def test_doctor_knows_the_pair_that_does_not_fit() -> None:
     text = pair_problem("2.15.0+cpu", "0.29.2", "operator torchvision::nms does not exist")
     assert "torch 2.15.0+cpu and torchvision 0.29.2 are not a pair" in text
     assert "pip install" in text
+
+
+COMMANDS = (
+    *("demo", "train", "predict", "evaluate", "benchmark", "regions", "tls", "volume", "survival", "report", "view"),
+    *("export", "doctor", "datasets list", "datasets fetch", "datasets prepare"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_seed_and_device(cli: Cli, command: str) -> None:
+    """So that a script need not know which of them it matters to."""
+    code, out, err = cli(*command.split(), "--seed", "3", "--device", "cpu", "--help")
+    assert code == 0, err
+    assert {"--seed", "--device"} <= set(out.split())

@@ -85,7 +85,7 @@ def test_what_is_no_prediction(tmp_path: Path, path: Path) -> None:
     (tmp_path / "file.zarr").write_text("x")
     (tmp_path / "folder").mkdir()
     for name in ("file.zarr", "folder"):
-        with pytest.raises(InputError, match="not a readable prediction"):
+        with pytest.raises(InputError, match="no prediction"):
             open_prediction(tmp_path / name)
     other = prediction()
     del other.uns[keys.PROVENANCE]

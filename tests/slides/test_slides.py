@@ -196,5 +196,5 @@ def test_microns_per_pixel_in_order_of_trust() -> None:
         assert resolve_mpp(metadata=0.5, pitch=0.6, manifest=None, path=path) == 0.5
     with pytest.raises(InputError, match="µm per pixel is not known"):
         resolve_mpp(metadata=None, pitch=float("nan"), manifest=None, path=path)
-    with pytest.raises(InputError, match=r"µm per pixel is 200 by the spots' pitch, where a microscope has 0.05 to 10"):
+    with pytest.raises(InputError, match=r"µm per pixel is 200 by the spots' pitch, where 0.02 to 50 can be"):
         resolve_mpp(metadata=None, pitch=200.0, path=path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hescribe import keys, plots
-from hescribe.downstream.volume.interpolate import GRID_UM, Volume, interpolate_volume, tissue_of
+from hescribe.downstream.volume.interpolate import GRID_UM, Volume, check_lengths, interpolate_volume, tissue_of
 from hescribe.downstream.volume.placement import IDENTITY, Placement, save_placements
 from hescribe.downstream.volume.planes import Picture, Plane, raster, warp
 from hescribe.downstream.volume.register import Registration, check_model, is_poor, register_sections
@@ -109,12 +109,14 @@ def volume(
         The folder is there already or cannot be written.
     """
     check_free(output, overwrite=overwrite, like=PAGE)
+    check_lengths(**{"--grid-um": grid_um, "--registration-um": registration_um})
     if len(sections) < 3:
         raise InputError(f"{len(sections)} sections do not make a volume", fix="at least three are needed")
     model = check_model(registration)
     height = heights([s.section_id for s in sections], [s.row.z for s in sections], thickness_um=thickness_um)
     ordered = [sections[i] for i in np.argsort(height, kind="stable")]
     tables = {s.section_id: _expression(s, predictions) for s in ordered}
+    _check_genes(genes, tables.values())
     pictures = {s.section_id: _picture(s, registration_um) for s in ordered}
     planes = {name: p.plane for name, p in pictures.items()}
     found = register_sections(list(pictures.values()), model=model)
@@ -160,9 +162,14 @@ def _expression(section: Section, predictions: str | Path | None) -> ad.AnnData:
     return read_prediction(path)
 
 
+def _check_genes(genes: Sequence[str], tables: Iterable[ad.AnnData]) -> None:
+    """Before the minutes of registration."""
+    shared = set.intersection(*(set(table.var_names) for table in tables))
+    if unknown := [g for g in genes if g not in shared]:
+        raise InputError(f"no gene {unknown[0]!r} among the {len(shared)} that all sections share", path="--genes")
+
+
 def _picture(section: Section, um: Microns) -> Picture:
-    if not (np.isfinite(um) and um > 0):
-        raise InputError(f"--registration-um is {um:g}", fix="a positive number of µm per pixel")
     longest = max(section.slide.width, section.slide.height)
     small = section.thumbnail(int(np.clip(longest * section.mpp / um, 32, _LARGEST_PX)))
     if small is None:

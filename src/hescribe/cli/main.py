@@ -12,6 +12,7 @@ import typer
 from hescribe.cli.commands import benchmark, datasets, demo, doctor, evaluate, predict, report, train
 from hescribe.cli.commands.biology import regions, survival, tls, volume
 from hescribe.cli.commands.predictions import export, view
+from hescribe.cli.options import everywhere
 from hescribe.errors import HescribeError, HescribeWarning
 from hescribe.version import __version__
 
@@ -50,9 +51,9 @@ for command in (
     *(report.report, view.view, export.export),
     *(regions.regions, tls.tls, volume.volume, survival.survival),
 ):
-    app.command()(command)
+    app.command()(everywhere(command))
 app.add_typer(datasets.app, name="datasets")
-app.command()(doctor.doctor)
+app.command()(everywhere(doctor.doctor))
 
 
 def set_up_logging(*, debug: bool) -> None:

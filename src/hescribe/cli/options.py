@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -43,6 +46,30 @@ SamePatient = Annotated[
 MethodSettings = Annotated[
     list[str], typer.Option("--option", "-O", help="A setting of the method, e.g. -O retrieval.k=100; may be repeated.")
 ]
+
+
+#: what every command takes, so that a script need not know which of them it matters to
+_EVERYWHERE = {
+    "seed": (Annotated[int, typer.Option(help="Nothing is drawn at random here: any seed gives the same.")], 0),
+    "device": (Annotated[str, typer.Option(help="Nothing here is computed on a device: any gives the same.")], "auto"),
+}
+
+
+def everywhere(command: Callable[..., None]) -> Callable[..., None]:
+    """The same command with ``--seed`` and ``--device``, ignored where it has none of its own."""
+    given = inspect.signature(command, eval_str=True)
+    lacking = {name: option for name, option in _EVERYWHERE.items() if name not in given.parameters}
+
+    @functools.wraps(command)
+    def complete(**options: Any) -> None:
+        command(**{name: value for name, value in options.items() if name not in lacking})
+
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in lacking.items()
+    ]
+    complete.__signature__ = given.replace(parameters=[*given.parameters.values(), *more])  # type: ignore[attr-defined]
+    return complete
 
 
 def split_list(text: str | None) -> list[str]:

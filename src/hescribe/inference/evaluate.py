@@ -18,7 +18,7 @@ from hescribe.evaluation.tables import gene_table, method_table, section_table, 
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predict import predict
 from hescribe.io.expression import name_unit
-from hescribe.io.store import write_atomically
+from hescribe.io.store import check_place, write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
 
@@ -116,9 +116,10 @@ def check_report(path: str | Path) -> None:
     InputError
         It is a folder, or would be one of the tables' names.
     OutputError
-        A table's name is taken, and not by an older evaluation.
+        A table's name is taken, and not by an older evaluation, or nothing can be written there.
     """
     path = Path(path)
+    check_place(path)
     if path.is_dir():
         raise InputError("a folder, where a file is to be written", path=path, fix="--output metrics.json")
     if path.suffix.lower() in {".csv", ".md"}:

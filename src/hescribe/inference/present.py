@@ -19,6 +19,7 @@ from hescribe.inference.bundle import Bundle
 from hescribe.inference.evaluate import check_unseen
 from hescribe.inference.predict import read_prediction
 from hescribe.report import build_report
+from hescribe.report.contents import check_genes
 from hescribe.sections import Section
 from hescribe.slides.blocks.cells import quickest_read
 from hescribe.slides.original import find_original
@@ -101,12 +102,14 @@ def report_predictions(
         score = done.get(section.section_id) if section is not None else None
         if measured is not None and section is not None and score is None:
             _check_patient(prediction, section, bundle, allow_same_patient=allow_same_patient)
-        given.append((prediction, measured, find_picture(prediction, section, path)))
-        if score is None and measured is not None:
-            score = _score(prediction, measured, genes, allow_same_patient=allow_same_patient, seed=seed)
+        given.append((prediction, measured, section, path))
         tables.append(score)
+    check_genes(genes, [prediction for prediction, *_ in given])
+    for i, (prediction, measured, *_) in enumerate(given):  # what takes long, after all that can be refused
+        if tables[i] is None and measured is not None:
+            tables[i] = _score(prediction, measured, genes, allow_same_patient=allow_same_patient, seed=seed)
     return build_report(
-        given,
+        [(p, measured, find_picture(p, section, path)) for p, measured, section, path in given],
         tables,
         bundle.history if bundle is not None else None,
         bundle.provenance if bundle is not None else {},

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from hescribe.errors import HescribeWarning, InputError, list_some
-from hescribe.types import PLAUSIBLE_MPP, Microns, Mpp
+from hescribe.types import POSSIBLE_MPP, Microns, Mpp
 
 REQUIRED = ("section_id", "patient_id", "image", "expression")
 OPTIONAL = ("technology", "positions", "mpp", "cell_types", "annotations", "z")
@@ -130,8 +130,8 @@ def _number(file: Path, line: int, column: str, text: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    low, high = PLAUSIBLE_MPP
+    low, high = POSSIBLE_MPP
     if not math.isfinite(number) or (column == "mpp" and not low <= number <= high):
-        what = f"µm per pixel of a microscope, {low:g} to {high:g}" if column == "mpp" else "a number"
+        what = f"µm per pixel, {low:g} to {high:g}" if column == "mpp" else "a number"
         raise InputError(f"row {line}: {column} is {text!r}, not {what}", path=file)
     return number

@@ -49,13 +49,23 @@ def check_free(path: str | Path, *, overwrite: bool, like: str = "") -> None:
     Raises
     ------
     OutputError
-        It exists and may not be replaced.
+        It exists and may not be replaced, or cannot be made where it is to be.
     """
     target = Path(path)
+    check_place(target)
     if not overwrite and target.exists():
         raise OutputError(f"{target} already exists (choose another output or pass --overwrite)")
     if like and target.is_dir() and any(target.iterdir()) and not (target / like).is_file():
         raise OutputError(f"{target} holds something else, which would be lost (choose another folder)")
+
+
+def check_place(path: str | Path) -> None:
+    """Refuse an output whose folder cannot be made or written to (`OutputError`)."""
+    above = next(p for p in Path(path).absolute().parents if p.exists())
+    if not above.is_dir():
+        raise OutputError(f"{path} cannot be written: {above} is a file (choose another output)")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: {above} is locked (choose another output)")
 
 
 @contextmanager

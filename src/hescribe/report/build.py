@@ -75,7 +75,7 @@ def build_report(
     output = Path(output_dir)
     check_free(output, overwrite=True, like=PAGE)
     contents = read_contents(predictions, scores)
-    check_genes(genes, contents)
+    check_genes(genes, [c.predicted for c in contents])
     with write_atomically(output) as folder:
         (folder / FIGURES).mkdir(parents=True)
         album = pictures.Album(folder / FIGURES)

@@ -191,7 +191,7 @@ def _with_var(per_gene: pd.DataFrame, predicted: ad.AnnData) -> pd.DataFrame:
     return table
 
 
-def check_genes(genes: Collection[str], contents: Sequence[Content]) -> None:
+def check_genes(genes: Collection[str], predictions: Sequence[ad.AnnData]) -> None:
     """Refuse a gene that no prediction has.
 
     Raises
@@ -199,7 +199,7 @@ def check_genes(genes: Collection[str], contents: Sequence[Content]) -> None:
     InputError
         Names the genes.
     """
-    unknown = [g for g in genes if not any(g in c.predicted.var_names for c in contents)]
+    unknown = [g for g in genes if not any(g in p.var_names for p in predictions)]
     if unknown:
         raise InputError(f"not predicted: {', '.join(unknown)}", fix="gene names are as in the prediction's var_names")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.slides.plain import FlatTiff, PlainImage, tiff_facts
-from hescribe.slides.slide import Slide, plausible_mpp
+from hescribe.slides.slide import Slide
 from hescribe.slides.whole import WholeSlide
-from hescribe.types import PLAUSIBLE_MPP, Mpp
+from hescribe.types import POSSIBLE_MPP, Mpp
 
 _PLAIN = {".jpg", ".jpeg", ".png"}
 _TIFF = {".tif", ".tiff"}
@@ -96,7 +96,7 @@ def resolve_mpp(
     Raises
     ------
     InputError
-        None of them is known, or the first is not that of a microscope.
+        None of them is known, or the first cannot be that of an image.
     """
     sources = {
         "the image's metadata": metadata,
@@ -109,9 +109,9 @@ def resolve_mpp(
     if not known:
         raise InputError("µm per pixel is not known", path=path, fix="pass --mpp, or fill the manifest's column 'mpp'")
     trusted, mpp = next(iter(known.items()))
-    if plausible_mpp(mpp) is None:
-        low, high = PLAUSIBLE_MPP
-        told = f"µm per pixel is {mpp:.3g} by {trusted}, where a microscope has {low:g} to {high:g}"
+    low, high = POSSIBLE_MPP
+    if not low <= mpp <= high:
+        told = f"µm per pixel is {mpp:.3g} by {trusted}, where {low:g} to {high:g} can be"
         raise InputError(told, path=path, fix="are the spots' positions in pixels of this image?")
     for (name, value), (other, another) in combinations(known.items(), 2):
         if abs(another / value - 1) > _DISAGREEMENT:

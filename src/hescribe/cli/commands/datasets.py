@@ -13,6 +13,7 @@ app = typer.Typer(help="Data sets that can be fetched or made, and recipes for p
 
 
 @app.command("list")
+@o.everywhere
 def list_() -> None:
     """Data sets with sizes and licences, and recipes with sections and patients."""
     from hescribe.datasets import list_datasets
@@ -27,6 +28,7 @@ def list_() -> None:
 
 
 @app.command()
+@o.everywhere
 def fetch(
     name: str,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; default: the user's cache.")] = None,
@@ -39,6 +41,7 @@ def fetch(
 
 
 @app.command()
+@o.everywhere
 def prepare(
     name: Annotated[str, typer.Argument(help="A recipe of hescribe datasets list.")],
     folder: Annotated[Path, typer.Argument(help="Where the data were downloaded and unpacked.")],

@@ -16,7 +16,7 @@ import pandas as pd
 import zarr
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 from hescribe.io.rows import lost_blocks
 from hescribe.types import Centres
 
@@ -85,6 +85,10 @@ def open_prediction(path: str | Path) -> StoredPrediction:
         raise InputError("no such prediction", path=given, fix="make one with 'hescribe predict'")
     inside = given / "tables" / keys.TILES_TABLE
     store = inside if inside.is_dir() else given
+    if not any((store / name).is_file() for name in ("zarr.json", ".zgroup")):
+        found = sorted(p.name for p in given.glob("*.zarr") if not p.name.startswith(".")) if given.is_dir() else []
+        fix = f"give one of its {len(found)}: {list_some(found)}" if found else "give a .zarr of 'predict'"
+        raise InputError("a folder of predictions" if found else "no prediction", path=given, fix=fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
