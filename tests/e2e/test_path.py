@@ -261,6 +261,8 @@ def test_a_used_folder_keeps_nothing_of_what_was_changed(
         return section
 
     (path,) = predict_sections(ridge[0], [again()], tmp_path / "p")
+    with pytest.raises(OutputError, match="holds a prediction of another --dtype"):
+        predict_sections(ridge[0], [again()], tmp_path / "p", dtype="float16")
     before = path.stat().st_mtime_ns
     image.touch()
     assert predict_sections(ridge[0], [again()], tmp_path / "p") == [path]
@@ -307,3 +309,15 @@ def test_scanpy_draws_a_prediction_on_its_slide(ridge: Fitted, sections: list[Se
     with mpl.rc_context({"backend": "agg"}):
         (axes,) = sc.pl.spatial(prediction, color=prediction.var_names[0], show=False)
     assert axes.get_images()[0].get_array().shape == small.shape
+
+
+def test_half_as_many_bytes_by_option(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    (whole,) = predict_sections(ridge[0], sections[2:], tmp_path / "whole")
+    (half,) = predict_sections(ridge[0], sections[2:], tmp_path / "half", dtype="float16")
+    rounded = read_prediction(half)
+    assert rounded.X.dtype == np.float16
+    np.testing.assert_array_equal(rounded.X, read_prediction(whole).X.astype(np.float16))
+    figures = [score_section(read_prediction(p), sections[2].adata).summary.at["heg50", "pcc"] for p in (whole, half)]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-3)
+    with pytest.raises(InputError, match="--dtype: 'int8' is none of float32, float16"):
+        predict_sections(ridge[0], sections[2:], tmp_path / "none", dtype="int8")  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ class Given:
 
 def is_manifest(path: Path) -> bool:
     """Whether a path is a manifest of sections rather than a prediction or a folder of them."""
-    return path.suffix.lower() in {".csv", ".parquet"} or (path / "sections.csv").is_file()
+    return path.suffix.lower() in {".csv", ".tsv", ".txt", ".parquet"} or (path / "sections.csv").is_file()
 
 
 def read_given(path: str | Path, *, sections: str | Path | None = None) -> Iterator[Given]:

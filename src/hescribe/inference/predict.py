@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata as ad
 import numpy as np
@@ -107,6 +107,7 @@ def predict_sections(
     *,
     device: str = "cpu",
     min_pcc: float | None = None,
+    dtype: Literal["float32", "float16"] = "float32",
     overwrite: bool = False,
 ) -> list[Path]:
     """Predict sections into ``output/<section_id>.zarr``; finished ones of the same bundle are kept.
@@ -117,6 +118,8 @@ def predict_sections(
         What predicts, what is predicted, where to, and on which device.
     min_pcc
         Write only genes whose ``expected_pcc`` is at least this.
+    dtype
+        Of ``X``.
     overwrite
         Replace predictions that are there.
 
@@ -134,6 +137,8 @@ def predict_sections(
         A prediction of another bundle, patient, image, scale or spots, or with another choice of genes, is already
         there and may not be replaced.
     """
+    if dtype not in ("float32", "float16"):
+        raise InputError(f"{dtype!r} is none of float32, float16", path="--dtype")
     for what, there in (("an image", lambda s: s.image is not None), ("spots", lambda s: s.has_expression)):
         if missing := [s.section_id for s in sections if not there(s)]:
             logger.info(f"without {what}, left out: {', '.join(missing)}")
@@ -144,8 +149,10 @@ def predict_sections(
     written = []
     for section, genes in zip(tqdm(sections, desc="predict", unit="section", disable=None), chosen, strict=True):
         path = Path(output) / f"{section.section_id}.zarr"
-        if overwrite or not _is_finished(path, bundle, section, genes):
-            write_anndata(predict(bundle, section, device=device)[:, genes].copy(), path)
+        if overwrite or not _is_finished(path, bundle, section, genes, dtype):
+            predicted = predict(bundle, section, device=device)[:, genes].copy()
+            predicted.X = predicted.X.astype(dtype, copy=False)
+            write_anndata(predicted, path)
         written.append(path)
     return written
 
@@ -166,8 +173,9 @@ def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool)
     if min_pcc is None:
         return list(bundle.genes.index)
     if not known_patient and len(bundle.patients) == 1:
+        only = next(p for p in bundle.training_sections.values() if patient_key(p) == bundle.patients[0])
         warnings.warn(
-            f"the expected correlations are of {bundle.patients[0]}, the only patient learned from; "
+            f"the expected correlations are of {only}, the only patient learned from; "
             "a new patient's are lower",
             HescribeWarning,
             stacklevel=2,
@@ -180,7 +188,7 @@ def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool)
     return genes
 
 
-def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str]) -> bool:
+def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str], dtype: str) -> bool:
     if not path.exists():
         return False
     there = read_prediction(path)
@@ -188,6 +196,7 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str])
     differences = {
         "another bundle": told.get("bundle") != bundle.hash,
         "other genes": list(there.var_names) != genes,
+        "another --dtype": there.X.dtype != np.dtype(dtype),
         "another patient": told.get("patient") != section.patient_id,
         "another image": told.get("image") != (section.image.name if section.image else ""),
         "other spots": list(there.obs_names) != list(section.adata.obs_names)

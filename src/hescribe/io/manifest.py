@@ -79,9 +79,18 @@ def _read_table(file: Path) -> pd.DataFrame:
         if file.suffix == ".parquet":
             table = pd.read_parquet(file)
             table = table.reset_index() if any(table.index.names) else table
+            table = table.convert_dtypes()  # ids that are numbers stand there as 1.0 where one is missing
         else:
             separator = "\t" if file.suffix in {".tsv", ".txt"} else ","
-            table = pd.read_csv(file, sep=separator, dtype="string", skipinitialspace=True)
+            table = pd.read_csv(
+                file,
+                sep=separator,
+                dtype="string",
+                skipinitialspace=True,
+                skip_blank_lines=False,  # or the rows below them would be counted wrong
+                keep_default_na=False,  # a section may be called NA
+                na_values=[""],
+            )
         table = table.rename(columns=lambda name: str(name).strip()).astype("string")
     except (ValueError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"not a readable table ({error})", path=file, fix="CSV in UTF-8, or Parquet") from error

@@ -17,7 +17,7 @@ def benchmark(
     context: typer.Context,
     sections: o.Sections,
     output: o.Output,
-    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "mean,knn,ridge,bleep",
+    methods: Annotated[str, typer.Option(help="Methods to compare, with commas.")] = "mean,knn,ridge,bleep,fusion",
     variant: Annotated[
         list[str],
         typer.Option(

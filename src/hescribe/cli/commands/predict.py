@@ -28,7 +28,7 @@ Engine = Annotated[
     str,
     typer.Option(help="Slides: torch, openvino, or auto: OpenVINO where it is installed, quicker and gives the same."),
 ]
-Dtype = Annotated[str, typer.Option(help="Slides: float32 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Of the prediction: float32 or float16.")]
 Patient = Annotated[
     str, typer.Option(help="Slides: whose they are; a patient of the training sections is predicted more boldly.")
 ]
@@ -54,7 +54,7 @@ Scratch = Annotated[
     Path | None, typer.Option(help="--cluster: where workers copy slides that are URLs; default: the temporary folder.")
 ]
 
-_OF_SLIDES = ("stride_um", "mpp", "precision", "engine", "dtype", "patient", "keep_going", "cluster")
+_OF_SLIDES = ("stride_um", "mpp", "precision", "engine", "patient", "keep_going", "cluster")
 _OF_COHORTS = ("workers", "retries", "scratch")
 
 
@@ -101,12 +101,11 @@ def predict(
     if bool(slides) == (sections is not None):
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
     check_idle(context, _idle(sections=sections is not None, cluster=cluster is not None))
-    common = {"min_pcc": min_pcc, "overwrite": overwrite}
+    common = {"min_pcc": min_pcc, "dtype": dtype, "overwrite": overwrite}
     grid = {
         "stride_um": stride_um,
         "mpp": mpp,
         "precision": precision,
-        "dtype": dtype,
         "patient": patient,
         "engine": engine,
     }
