@@ -80,7 +80,7 @@ def test_scanpy_draws_a_section_on_its_slide(tmp_path: Path) -> None:
     adata = section.with_image(650)
     library = adata.uns["spatial"]["T1"]
     assert library["images"]["hires"].shape == (650, 650, 3)
-    assert library["scalefactors"] == {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": pytest.approx(220)}
+    assert library["scalefactors"] == {"tissue_hires_scalef": 0.25, "spot_diameter_fullres": pytest.approx(400)}
     assert section.adata.uns["spatial"] == {"T1": {"images": {}, "scalefactors": {}}}
     with mpl.rc_context({"backend": "agg"}):
         (axes,) = sc.pl.spatial(adata, color="A", show=False)

@@ -17,7 +17,7 @@ import pandas as pd
 from hescribe import keys
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.manifest import ManifestRow, read_manifest
-from hescribe.io.pitch import spot_pitch
+from hescribe.io.pitch import spot_diameter
 from hescribe.io.readers import READERS, mpp_from_files, mpp_from_pitch, read_expression, technology_of
 from hescribe.io.schema import add_picture
 from hescribe.slides.blocks.cells import quickest_read
@@ -196,7 +196,7 @@ class Section:
         -------
         AnnData
             A copy, with ``uns["spatial"][section_id]`` complete. Where nobody says how large a spot is, it is taken
-            for a little over half of the distance to the next, as on Visium.
+            for a little over half of the distance to the next, as on Visium, and for all of it on a square grid.
         """
         adata = self.adata.copy()
         adata.uns[keys.SPATIAL] = {self.section_id: self.library(max_px, name="hires")}
@@ -205,7 +205,9 @@ class Section:
     def library(self, max_px: int, *, name: Literal["hires", "lowres"]) -> dict[str, Any]:
         """What scanpy has in ``uns["spatial"][section_id]``, complete: see `with_image`."""
         said = self.adata.uns[keys.SPATIAL][self.section_id]
-        factors = {keys.SPOT_DIAMETER: 0.55 * (spot_pitch(self.adata, None) or 1.0)} | said["scalefactors"]
+        factors = {
+            keys.SPOT_DIAMETER: spot_diameter(np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64))
+        } | said["scalefactors"]
         library = {**said, "scalefactors": factors}
         shown = self.thumbnail(max_px)
         if shown is not None:

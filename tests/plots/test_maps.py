@@ -13,7 +13,8 @@ from matplotlib.collections import Collection, EllipseCollection, PolyCollection
 
 from hescribe import keys, plots
 from hescribe.errors import InputError
-from hescribe.plots.ground import find_ground, is_square_grid, round_length
+from hescribe.io.pitch import is_square_grid
+from hescribe.plots.ground import find_ground, round_length
 from hescribe.plots.maps import colour_range
 
 Pair = tuple[ad.AnnData, ad.AnnData]
@@ -71,6 +72,10 @@ def test_tiles_of_a_grid_are_squares_that_touch(pair: Pair) -> None:
     assert (ground.shape, ground.diameter_px) == ("square", 224.0)
     square = spots_of(plots.gene_map(pair[1], "G0").axes[0]).get_paths()[0].vertices
     np.testing.assert_allclose(np.ptp(square, axis=0), 224.0)
+    for stated, shape in {224.0: "square", 100.0: "circle"}.items():  # bins that touch; spots of a square array
+        pair[1].uns[keys.SPATIAL] = {"A1": {"scalefactors": {"spot_diameter_fullres": stated}}}
+        ground = find_ground(pair[1])
+        assert (ground.shape, ground.diameter_px) == (shape, stated)
 
 
 def test_a_hexagonal_array_is_no_square_grid() -> None:

@@ -175,8 +175,7 @@ def trusted_genes(bundle: Bundle, min_pcc: float | None, *, known_patient: bool)
     if not known_patient and len(bundle.patients) == 1:
         only = next(p for p in bundle.training_sections.values() if patient_key(p) == bundle.patients[0])
         warnings.warn(
-            f"the expected correlations are of {only}, the only patient learned from; "
-            "a new patient's are lower",
+            f"the expected correlations are of {only}, the only patient learned from; a new patient's are lower",
             HescribeWarning,
             stacklevel=2,
         )

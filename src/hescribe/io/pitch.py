@@ -16,6 +16,7 @@ Lattice = Literal["square", "hexagonal"]
 
 _FEWEST_FOR_PARITY = 10  #: by chance, ten spots of a full square array are all of one colour once in 500 arrays
 _FEWEST_FOR_FIT = 6
+_SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
 
 
 def spot_pitch(adata: ad.AnnData, lattice: Lattice | None) -> Level0Px | None:
@@ -83,3 +84,26 @@ def _fitted_pitch(places: npt.NDArray[np.float64], centres: Centres) -> Level0Px
         residual = np.linalg.norm(centres - design @ fit, axis=1)
         kept = residual <= max(5 * float(np.median(residual)), 0.1 * pitch)
     return pitch if pitch > 0 else None
+
+
+def distance_between(centres: Centres) -> Level0Px:
+    """Median distance to the nearest other spot; 1 for a single spot."""
+    if len(centres) < 2:
+        return 1.0
+    return float(np.median(cKDTree(centres).query(centres, k=[2])[0])) or 1.0
+
+
+def is_square_grid(centres: Centres) -> bool:
+    """Whether nearest neighbours stand straight beside or below: tiles of a grid, not spots of an array."""
+    if len(centres) < 9:
+        return False
+    distance, index = cKDTree(centres).query(centres, k=range(2, 6))
+    step = np.abs(centres[index] - centres[:, None])
+    near = distance < 1.2 * distance_between(centres)
+    straight = step.min(axis=2) < 0.01 * distance_between(centres)
+    return bool(near.any()) and float(straight[near].mean()) > 0.9
+
+
+def spot_diameter(centres: Centres) -> Level0Px:
+    """How large a spot is, where nobody says: squares that touch on a square grid, else as on Visium."""
+    return distance_between(centres) * (1.0 if is_square_grid(centres) else _SPOT_OF_PITCH)

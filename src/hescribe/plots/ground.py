@@ -12,17 +12,17 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from hescribe import keys
 from hescribe.errors import InputError
+from hescribe.io.pitch import distance_between, is_square_grid, spot_diameter
 from hescribe.plots.style import INK, NOTHING
 from hescribe.types import Centres, Level0Px, Microns, Mpp
 
 Shape: TypeAlias = Literal["circle", "square"]
 Thumbnail: TypeAlias = tuple[npt.NDArray[np.uint8], float]  #: (h, w, 3) RGB, and full-resolution pixels per pixel of it
 
-_SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
+_TOUCHING = 0.9  #: of the distance between squares, from which they are no spots but bins
 _VECTOR_LIMIT = 3000  #: more spots are an image inside the SVG, which would else be tens of MB
 _PALE_PX = 700  #: a pale slide needs no detail
 _MARGIN = 0.03  #: around the spots, of the longer side
@@ -87,29 +87,12 @@ def find_ground(
     diameter, stride_um = _stated_diameter(adata, spot_um, mpp), _number(told.get("stride_um"))
     if shape is None and spot_um is None and stride_um and mpp:  # a slide's tiles fill their grid
         return Ground(centres, float(max(1, round(stride_um / mpp))), "square", mpp, thumbnail)  # laid in whole pixels
-    if shape is None:
-        shape = "square" if diameter is None and is_square_grid(centres) else "circle"
     if diameter is None:
-        diameter = pitch(centres) * (_SPOT_OF_PITCH if shape == "circle" else 1.0)
+        diameter = distance_between(centres) if shape == "square" else spot_diameter(centres)
+    if shape is None:
+        touching = diameter >= _TOUCHING * distance_between(centres)
+        shape = "square" if touching and is_square_grid(centres) else "circle"
     return Ground(centres, diameter, shape, mpp, thumbnail)
-
-
-def pitch(centres: Centres) -> Level0Px:
-    """Median distance to the nearest other spot; 1 for a single spot."""
-    if len(centres) < 2:
-        return 1.0
-    return float(np.median(cKDTree(centres).query(centres, k=[2])[0])) or 1.0
-
-
-def is_square_grid(centres: Centres) -> bool:
-    """Whether nearest neighbours stand straight beside or below: tiles of a grid, not spots of an array."""
-    if len(centres) < 9:
-        return False
-    distance, index = cKDTree(centres).query(centres, k=range(2, 6))
-    step = np.abs(centres[index] - centres[:, None])
-    near = distance < 1.2 * pitch(centres)
-    straight = step.min(axis=2) < 0.01 * pitch(centres)
-    return bool(near.any()) and float(straight[near].mean()) > 0.9
 
 
 def draw_slide(axes: Axes, ground: Ground, *, pale: bool) -> None:

@@ -19,7 +19,8 @@ from matplotlib.transforms import Affine2D
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.expression import USUAL_SUM, name_unit
-from hescribe.plots.ground import pitch, round_length
+from hescribe.io.pitch import distance_between
+from hescribe.plots.ground import round_length
 from hescribe.plots.maps import Range, Values, colour_range, gene_values, unit_of
 from hescribe.plots.style import CEILING, EXPRESSION_COLOURS, INK, MUTED, NOTHING, PREDICTED, styled
 from hescribe.types import Microns
@@ -272,7 +273,7 @@ def _plane_spots(
     axes: Axes, points: npt.NDArray[np.float64], values: Values, lift: float, *, many: bool
 ) -> PolyCollection:
     angles = np.linspace(0, 2 * np.pi, 4 if many else 18, endpoint=False) + (np.pi / 4 if many else 0)
-    ring = np.column_stack([np.cos(angles), np.sin(angles)]) * _OF_PITCH / 2 * pitch(points)
+    ring = np.column_stack([np.cos(angles), np.sin(angles)]) * _OF_PITCH / 2 * distance_between(points)
     spots = PolyCollection(list(_seen(points[:, None] + ring, lift)), linewidths=0)
     spots.set_array(np.ma.masked_invalid(values))
     spots.set_cmap(mpl.colormaps[EXPRESSION_COLOURS].with_extremes(bad=NOTHING))

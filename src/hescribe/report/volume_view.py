@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hescribe import keys
 from hescribe.io.expression import name_unit, told_sum
-from hescribe.plots.ground import pitch
+from hescribe.io.pitch import distance_between
 from hescribe.plots.maps import colour_range, gene_values
 from hescribe.plots.style import EXPRESSION_COLOURS
 
@@ -56,7 +56,7 @@ def view_data(stack: ad.AnnData, genes: Sequence[str], outlines: Mapping[str, Ri
         "positions": _coded((shares * 65535).round().astype("<u2")),
         "section": _coded(np.array([order.index(n) for n in names[chosen]], dtype=np.uint8)),
         "extent_um": extent.round(2).tolist(),
-        "pitch_um": round(pitch(first), 2),
+        "pitch_um": round(distance_between(first), 2),
         "stretch": float(max(1.0, _HEIGHT * extent[:2].max() / extent[2])),
         "unit": name_unit(told_sum(stack.uns.get(keys.PROVENANCE, {}))),
         "colours": (
