@@ -309,6 +309,8 @@ def test_scanpy_draws_a_prediction_on_its_slide(ridge: Fitted, sections: list[Se
     with mpl.rc_context({"backend": "agg"}):
         (axes,) = sc.pl.spatial(prediction, color=prediction.var_names[0], show=False)
     assert axes.get_images()[0].get_array().shape == small.shape
+    plain = predict(ridge[0], sections[2], picture=False).uns[keys.SPATIAL][sections[2].section_id]
+    assert plain["images"] == {}  # nobody who only scores waits for it
 
 
 def test_half_as_many_bytes_by_option(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:

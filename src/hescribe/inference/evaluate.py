@@ -72,7 +72,7 @@ def evaluate(
         warnings.warn(told, HescribeWarning, stacklevel=2)
     scores = []
     for section in tqdm(paired, desc="evaluate", unit="section", disable=None):
-        prediction = predict(bundle, section, device=device)
+        prediction = predict(bundle, section, device=device, picture=False)
         scores.append(
             score_section(
                 prediction,

@@ -32,8 +32,19 @@ PICTURE_PX = 600  #: longer side of the slide's picture in a prediction, as of V
 logger = logging.getLogger(__name__)
 
 
-def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True) -> ad.AnnData:
+def predict(
+    bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True, picture: bool = True
+) -> ad.AnnData:
     """Predict at the measured spots of a section.
+
+    Parameters
+    ----------
+    bundle, section, device
+        What predicts, what is predicted, and on which device.
+    use_cache
+        Take features from the disk where they are, and keep them there.
+    picture
+        Put the slide, small, into ``uns["spatial"]``, for scanpy; it takes a second.
 
     Returns
     -------
@@ -66,7 +77,8 @@ def predict(bundle: Bundle, section: Section, *, device: str = "cpu", use_cache:
         mpp=section.mpp,
     )
     prediction.uns[keys.PROVENANCE]["tiles"] = tiles.fingerprint()
-    prediction.uns[keys.SPATIAL] = {section.section_id: section.library(PICTURE_PX, name="lowres")}
+    said = section.adata.uns[keys.SPATIAL]
+    prediction.uns[keys.SPATIAL] = {section.section_id: section.library(PICTURE_PX, name="lowres")} if picture else said
     return prediction
 
 

@@ -148,7 +148,7 @@ class Execution:
         remove(self._scores(split, section.section_id))  # of an older prediction
         device = resolve_device(self.config.device)
         with cost.measured(device) as spent:
-            prediction = predict(bundle, section, device=device)
+            prediction = predict(bundle, section, device=device, picture=False)
         before = cost.read_cost(self._costs(split)).get("prediction", {})
         cost.write_cost(self._costs(split), {"prediction": {**before, section.section_id: spent.known()}})
         return prediction
