@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-_MOST_NAMES, _LONGEST_NAME = 12, 60  #: of a list in a message
+_MOST_NAMES, _LONGEST_NAME = 12, 80  #: of a list in a message
 
 
 class HescribeError(Exception):
@@ -95,6 +95,7 @@ class HescribeWarning(UserWarning):
 def list_some(names: Iterable[object]) -> str:
     """Names for a message, shortened: a table that was cut at the wrong marks has one of a hundred thousand letters."""
     shown = [str(name) for name in names]
-    cut = [name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for name in shown[:_MOST_NAMES]]
+    half = _LONGEST_NAME // 2  # both ends: paths begin alike, columns end alike
+    cut = [n if len(n) <= _LONGEST_NAME else f"{n[:half]}…{n[-half:]}" for n in shown[:_MOST_NAMES]]
     more = [f"… {len(shown):,} in all"] if len(shown) > _MOST_NAMES else []
     return ", ".join(cut + more) or "none"

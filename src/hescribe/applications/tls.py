@@ -17,7 +17,7 @@ from hescribe.downstream.gene_sets import MIN_PCC
 from hescribe.downstream.polygons import region_polygons, write_geojson
 from hescribe.downstream.tls.call import TLSSettings, tls
 from hescribe.downstream.tls.scores import DEFAULT_SCORE, SCORES, read_coefficients
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.version import __version__
@@ -87,13 +87,16 @@ def find_structures(
         raise InputError("the score 'model' needs its coefficients", fix="--coefficients FILE")
     with write_atomically(output, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
-        chapters, tables, cautions = [], {}, [_NOTE, _NULLS[how.null]]
+        chapters, tables = [], {}
+        concerned: dict[str, list[str]] = {}  # what is said of many slides is said once
         for subject in read_given(path, sections=sections):
             found, said = _call(subject, score, how, model, min_pcc)
             polygons = _write(subject, found, folder, score)
             chapters.append(_chapter(subject, found, polygons, score, how))
             tables[subject.name] = found
-            cautions += [f"{subject.name}: {text}" for text in said]
+            for text in said:
+                concerned.setdefault(text, []).append(subject.name)
+        cautions = [_NOTE, _NULLS[how.null], *(f"{list_some(names)}: {text}" for text, names in concerned.items())]
         _write_page(folder, chapters, tables, cautions=cautions, provenance=_provenance(score, how, path))
     return Path(output) / PAGE
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hescribe.errors import InputError
+from hescribe.errors import InputError, list_some
 from hescribe.io.store import write_atomically
 
 
@@ -137,7 +137,7 @@ class CohortSummary:
         """
         failed = self.of("failed")
         if failed:
-            names = ", ".join(s.slide for s in failed)
+            names = list_some(s.slide for s in failed)
             raise InputError(f"{len(failed)} of {len(self.slides)} slides failed: {names}")
 
     def write(self, folder: Path) -> None:
@@ -178,5 +178,5 @@ def _word(state: SlideState) -> str:
 def _table(head: Iterable[str], rows: Sequence[Iterable[object]]) -> str:
     names = list(head)
     lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    cells = [[str(c).replace("|", "\\|") for c in line] for line in lines]
+    cells = [[str(c).replace("<", "&lt;").replace("|", "\\|") for c in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

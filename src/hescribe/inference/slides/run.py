@@ -13,7 +13,7 @@ import cv2
 import torch
 
 from hescribe.encoders import resolve_device
-from hescribe.errors import HescribeError, InputError, OutputError
+from hescribe.errors import HescribeError, InputError, OutputError, list_some
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides.job import SlideJob
 from hescribe.inference.slides.plan import SlideOptions, alone
@@ -56,7 +56,7 @@ class SlidesFailed(InputError):
     """
 
     def __init__(self, failed: Sequence[Path], written: list[Path], *, of: int) -> None:
-        super().__init__(f"{len(failed)} of {of} slides failed: {', '.join(str(p) for p in failed)}")
+        super().__init__(f"{len(failed)} of {of} slides failed: {list_some(failed)}")
         self.written = written
 
 
