@@ -75,6 +75,39 @@ def test_a_lone_spot_follows_its_neighbours_and_without_cohesion_does_not() -> N
     assert relax(components, labels, near, 0.0)[12] == 1
 
 
+def test_spots_take_the_cluster_of_the_least_cost_by_a_slow_loop() -> None:
+    """‖z − c‖² / 2 s², s² the mean squared distance to the own centre, less the share of neighbours in the cluster."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[0:8, 0:8]
+    near = adjacency(np.stack([x.ravel(), y.ravel()], axis=1).astype(float))
+    labels = rng.integers(0, 3, 64)
+    components = np.eye(3)[labels] + 0.8 * rng.normal(size=(64, 3))
+    centres = [components[labels == k].mean(axis=0) for k in range(3)]
+    spread = np.mean([((z - centres[k]) ** 2).sum() for z, k in zip(components, labels, strict=True)])
+    current = labels
+    for _ in range(15):
+        new = []
+        for i in range(64):
+            beside = current[near[i].indices]
+            cost = [
+                ((components[i] - centres[k]) ** 2).sum() / (2 * spread) - 0.3 * np.mean(beside == k) for k in range(3)
+            ]
+            new.append(int(np.argmin(cost)))
+        settled = new == list(current)
+        current = np.array(new)
+    assert settled
+    assert (current != labels).sum() > 5
+    np.testing.assert_array_equal(relax(components, labels, near, 0.3), current)
+
+
+def test_the_genes_that_vary_most_are_looked_at() -> None:
+    adata, truth = planted()
+    adata.X = 1 + 0.01 * np.random.default_rng(2).random(adata.shape, dtype="f")
+    adata.X[:, :9] += np.repeat(truth[:, None] == [0, 2, 1], 3, axis=1)
+    found = regions(adata, SETS, RegionSettings(n_clusters=3, n_genes=9))
+    assert adjusted_rand_score(truth, found.obs[keys.REGION_CLUSTER]) > 0.85
+
+
 def test_neighbourhood_means_against_a_loop() -> None:
     centres = np.random.default_rng(0).random((20, 2)) * 5
     weights = neighbourhood(centres, 0.8).toarray()

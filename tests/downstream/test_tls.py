@@ -8,9 +8,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import false_discovery_control
 
 from hescribe.downstream.tls.call import TLSSettings, tls
-from hescribe.downstream.tls.components import find_structures, neighbours
+from hescribe.downstream.tls.components import Chances, find_structures, neighbours
 from hescribe.downstream.tls.nulls import arrangements, correlogram
 from hescribe.downstream.tls.scores import b_and_t, model_score, read_coefficients, tls_gene_sets, tls_scores
 from hescribe.downstream.tls.smoothing import smoothing_weights, standing_out
@@ -181,6 +182,40 @@ def test_false_positives_in_patchy_tissue():
 
     assert rate(draw, "spots", 30) > 0.8
     assert rate(draw, "field", 60) < 0.25
+
+
+def chances(permutations: int) -> tuple[Chances, np.ndarray]:
+    """Of a map of noise with one high place, and its z."""
+    centres, scores = square(8, 6), np.random.default_rng(6).exponential(size=48)
+    scores[[20, 21, 28]] += 4
+    weights = smoothing_weights(centres, 150.0)
+    arrange = arrangements("spots", centres, scores, PITCH)
+    made = Chances(scores, weights, neighbours(centres, PITCH), arrange, permutations, seed=0)
+    return made, standing_out(scores, weights)
+
+
+@pytest.mark.parametrize(("permutations", "above"), [(19, 0), (38, 0), (39, 1), (99, 4)])
+def test_no_more_than_alpha_of_the_maps_pass_the_threshold(permutations: int, above: int):
+    """At 0.05 the section's own map and those above are at most a twentieth of all."""
+    made, z = chances(permutations)
+    highest = made.maps(np.arange(permutations)).max(axis=0)
+    chance = made.weigh(z, alpha=0.05, control="max", min_spots=1)
+    assert chance.threshold == np.sort(highest)[-1 - above]
+    assert (chance.heaviest > 0).sum() == above
+    # As heavy counts as well: a structure that chance has made just so is no less likely for it
+    assert chance.p_value(chance.heaviest.max() + 1) == 1 / (permutations + 1)
+    if above:
+        assert chance.p_value(float(np.sort(chance.heaviest)[-above])) == (1 + above) / (permutations + 1)
+
+
+def test_fdr_is_benjamini_and_hochbergs():
+    made, z = chances(30)
+    maps = made.maps(np.arange(30)).ravel()
+    p = np.array([(1 + (maps >= value).sum()) / (1 + len(maps)) for value in z])
+    passing = false_discovery_control(p, method="bh") <= 0.05
+    threshold = made.weigh(z, alpha=0.05, control="fdr", min_spots=1).threshold
+    assert 0 < passing.sum() < 48
+    np.testing.assert_array_equal(z > threshold, passing)
 
 
 def test_fdr_finds_no_less_and_keeps_only_what_is_heavy():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
 
 from hescribe.encoders import ENCODERS, Extraction, extract_features, is_trainable, load_encoder
 from hescribe.encoders.extract import _key, dihedral_views
@@ -84,6 +85,36 @@ def test_stain_sees_stain_and_texture() -> None:
     coherence = 23 + 4  # moments, correlation, then per scale: 2 + 2 numbers before it
     assert out[3, coherence] > 0.9
     assert out[2, coherence] < 0.2
+
+
+def test_all_numbers_of_stain_by_a_plain_transcription() -> None:
+    """Features are cached under a version of the formula: whoever changes a number raises it, and writes it here anew."""
+    side = 64
+    rng = np.random.default_rng(1)
+    texture = gaussian_filter(rng.uniform(-3000, 3000, (side, side, 3)), (3, 1, 0))
+    tile = np.clip(np.array([190, 120, 170]) + texture, 0, 255).astype(np.uint8)
+    density = -np.log10((tile.astype(float) + 1) / 256)
+    vectors = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    stains = density @ np.linalg.inv(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    expected = [(density.mean(axis=2) < 0.06).mean()]
+    expected += [*density.mean((0, 1)), *density.std((0, 1), ddof=1), *stains.mean((0, 1)), *stains.std((0, 1), ddof=1)]
+    expected += np.quantile(stains, (0.1, 0.5, 0.9), axis=(0, 1)).ravel().tolist()
+    finer = stains[..., :2]
+    expected.append(np.corrcoef(finer.reshape(-1, 2).T)[0, 1])
+    for sigma in (1, 2, 4, 8):
+        blurred = gaussian_filter(stains[..., :2], (sigma, sigma, 0), mode="mirror", truncate=3)
+        expected += (finer - blurred).std((0, 1), ddof=1).tolist()
+        dy, dx = (g[1:-1, 1:-1] for g in np.gradient(blurred, axis=(0, 1)))
+        expected += np.sqrt((dx**2 + dy**2).mean((0, 1))).tolist()
+        for stain in range(2):
+            # Eigenvalues of the structure tensor, their difference over their sum
+            pair = np.stack([dx[..., stain].ravel(), dy[..., stain].ravel()])
+            low, high = np.linalg.eigvalsh(pair @ pair.T)
+            expected.append((high - low) / (high + low))
+        expected += np.quantile(blurred, (0.05, 0.95), axis=(0, 1)).ravel().tolist()
+        finer = blurred
+    (found,) = load_encoder("stain").module(torch.from_numpy(tile).permute(2, 0, 1)[None]).numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
 def test_stain_features_ignore_mirror_images() -> None:

@@ -25,7 +25,7 @@ MEASURED = spots(
 
 def test_spots_and_types_are_matched_by_name() -> None:
     # Spots a and b are turned round, d is not known, e is not predicted
-    predicted = spots(list("cbad"), B=[0.5, 0.6, 0.7, 0.5], T=[0.5, 0.4, 0.3, 0.5], rare=[0.0] * 4, CAF=[0.0] * 4)
+    predicted = spots(list("cbad"), B=[0.5, 0.6, 0.7, 0.5], T=[0.5, 0.4, 0.3, 0.5], rare=[0.02] * 4, CAF=[0.0] * 4)
     found = score_cell_types(predicted, MEASURED)
     assert found is not None
     assert list(found.index) == ["T", "B", "rare"]

@@ -138,6 +138,12 @@ def test_inner_splits_hold_out_patients_where_there_are_three():
         assert held.isdisjoint(patients[i].strip().lower() for i in section[~mask])
 
 
+def test_inner_splits_join_patients_to_folds_of_like_numbers_of_spots():
+    section = np.repeat(np.arange(5), [100, 90, 20, 10, 10])
+    folds = inner_splits(list("ABCDE"), section, np.zeros((230, 2)), max_folds=2)
+    assert sorted(int(f.sum()) for f in folds) == [110, 120]
+
+
 def test_inner_splits_hold_out_sections_of_a_single_patient():
     section = np.repeat([0, 2, 3], 10)  # section 1 has no spots here
     masks = inner_splits(["A", "Z", "A", "a "], section, np.zeros((30, 2)), max_folds=5)

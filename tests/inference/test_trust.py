@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from hescribe.inference.trust import COVERAGE, Novelty, Trust, fit_trust, full_level
+from hescribe.inference.trust import COVERAGE, Novelty, Space, Trust, fit_trust, full_level
 
 
 def residuals(rng: np.random.Generator, n: int, scale: np.ndarray) -> np.ndarray:
@@ -31,6 +31,22 @@ def test_errors_of_nothing_expressed_leave_all_tiles_alike() -> None:
     trust = fit_trust([np.zeros((30, 2), "f")], [np.linspace(0, 100, 30, dtype="f")], np.zeros(2), level=np.zeros(2))
     np.testing.assert_allclose(trust.scale, 1.0)
     np.testing.assert_array_equal(trust.interval, 0.0)
+
+
+def test_a_tile_farther_away_never_has_a_narrower_interval() -> None:
+    novelty = np.linspace(0, 100, 300, dtype="f")
+    errors = np.where(novelty < 33, 2.0, 1.0).astype("f")[:, None]
+    trust = fit_trust([errors], [novelty], np.zeros(1), level=np.ones(1))
+    np.testing.assert_allclose(trust.scale, trust.scale[0])
+    assert trust.scale[0] == pytest.approx(1.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "rank"), [(5, 5), (9, 9), (10, 10), (19, 18), (100, 91)])
+def test_the_half_width_is_the_error_of_its_rank(n: int, rank: int) -> None:
+    """⌈(n + 1) 0.9⌉: one spot more than the ninetieth hundredth of those that were seen."""
+    errors = np.random.default_rng(n).permutation(np.arange(1.0, n + 1))[:, None]
+    trust = fit_trust([errors], [np.linspace(0, 100, n, dtype="f")], np.zeros(1), level=np.zeros(1))
+    np.testing.assert_allclose(trust.interval, rank)
 
 
 def test_intervals_cover_ninety_per_cent_of_new_spots() -> None:
@@ -79,6 +95,27 @@ def test_novelty_is_a_percentile_of_the_training_tiles_own_distance() -> None:
         steps = [float(moved(shift, which, 1)[0]) for shift in np.linspace(0, 30, 5)]
         assert steps == sorted(steps)
         assert steps[0] < 95 < steps[-1]
+
+
+def test_a_tile_is_as_far_as_its_fifth_nearest_of_other_patients() -> None:
+    """Distances of Mahalanobis, by slow loops; tiles of one patient lie together, and do not count."""
+    rng = np.random.default_rng(7)
+    groups = np.repeat(np.arange(3), 20)
+    features = (rng.normal(size=(60, 4)) + 2 * rng.normal(size=(3, 4))[groups]) @ rng.normal(size=(4, 4))
+    inverse = np.linalg.inv(np.cov(features.T, bias=True))
+
+    def distances(tile: np.ndarray, others: np.ndarray) -> list[float]:
+        return sorted(float(np.sqrt((tile - other) @ inverse @ (tile - other))) for other in others)
+
+    fifth = np.array([distances(t, features[groups != g])[4] for t, g in zip(features, groups, strict=True)])
+    space, own = Space.fit(features, groups)
+    far = np.quantile(fifth, 0.99)
+    np.testing.assert_allclose(own, fifth / far, rtol=1e-3)
+    new = 3 * rng.normal(size=(8, 4))
+    np.testing.assert_allclose(space.distance(new), [distances(t, features)[4] / far for t in new], rtol=1e-3)
+    # Of one section, to its fifth nearest that is not the tile itself
+    alone = np.array([distances(t, features)[5] for t in features])
+    np.testing.assert_allclose(Space.fit(features, np.zeros(60, int))[1], alone / np.quantile(alone, 0.99), rtol=1e-3)
 
 
 def test_novelty_is_saved_and_restored() -> None:

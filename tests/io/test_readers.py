@@ -21,6 +21,7 @@ from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
 from hescribe.io.manifest import ManifestRow
+from hescribe.io.pitch import spot_pitch
 from hescribe.io.readers import READERS, mpp_from_pitch, read_expression, technology_of
 
 BARCODES = [f"AAC{i}-1" for i in range(6)]
@@ -172,6 +173,21 @@ def test_pitch_of_a_square_array_turned_mirrored_and_with_holes(
     adata.obsm[keys.SPATIAL] = places
     found = mpp_from_pitch(row(Path("a.tsv"), technology="st"), adata)
     assert found == pytest.approx(200 / pitch, rel=0.01)
+
+
+def test_pitch_of_a_hexagonal_array_with_spots_out_of_place() -> None:
+    """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots lie far off."""
+    rng = np.random.default_rng(0)
+    grid = np.array([(r, c) for r in range(12) for c in range(20) if (r + c) % 2 == 0])[rng.random(120) > 0.2]
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    places = 137.0 * np.column_stack([grid[:, 1] / 2, grid[:, 0] * np.sqrt(3) / 2]) @ turn.T + 900
+    places[[3, 40, 61]] += 137.0 * np.array([[20, 5], [-9, 30], [8, 8]])
+    adata = ad.AnnData(
+        sparse.csr_matrix((len(grid), 1)),
+        obs=pd.DataFrame(grid, columns=["array_row", "array_col"], index=[str(i) for i in range(len(grid))]),
+    )
+    adata.obsm[keys.SPATIAL] = places
+    assert spot_pitch(adata, "hexagonal") == pytest.approx(137.0, rel=1e-6)
 
 
 def test_a_denser_array_is_not_taken_for_the_usual_one() -> None:

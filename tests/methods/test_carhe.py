@@ -11,6 +11,7 @@ from torch import nn
 from hescribe.methods.base import Batch, Origin, Shapes
 from hescribe.methods.carhe.clip import CarheClip, CarheClipConfig
 from hescribe.methods.carhe.model import Carhe, CarheConfig
+from hescribe.methods.losses import soft_targets
 from hescribe.reference import Neighbours, weigh
 
 KIND = np.arange(90) % 3
@@ -58,7 +59,10 @@ def test_few_spots_bear_few_prototypes() -> None:
 @pytest.mark.parametrize("target", ["prototype", "spot"])
 @pytest.mark.parametrize(("alpha", "same"), [(0.1, 1.0), (0.0, 0.0)])
 def test_the_alignment_by_its_equation(target: str, alpha: float, same: float) -> None:
-    net, data = model(target=target, alpha=alpha, same_cluster=same), batch()
+    net = model(target=target, alpha=alpha, same_cluster=same)
+    # Kinds of unlike number: T is not its own transpose
+    uneven = torch.from_numpy(np.flatnonzero((KIND == 0) | (np.arange(90) < 20)))
+    data = Batch(*(part[uneven] for part in batch()))
     p = net.embed_images(data.images).detach().double().numpy()
     cluster = net.assign(data.expression).numpy()
     if target == "prototype":
@@ -112,9 +116,21 @@ def test_the_code_s_loss_by_its_equation() -> None:
     assert float(net.losses(data)["contrastive"].detach()) == pytest.approx(np.mean((rows + columns) / 2), abs=1e-5)
 
 
+def test_only_different_spots_are_made_less_alike() -> None:
+    """Two spots whose similarity is 0.6, halved: softmax of [1, 0.3] / 0.5."""
+    e = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    own = 1 / (1 + np.exp((0.3 - 1) / 0.5))
+    expected = torch.tensor([[own, 1 - own], [1 - own, own]], dtype=torch.float32)
+    torch.testing.assert_close(soft_targets(e, e, temperature=0.5, off_diagonal=2.0), expected)
+
+
 def test_the_temperature_is_learned_and_bounded() -> None:
-    net = CarheClip(nn.Identity(), Shapes(5, 8, 20), CarheClipConfig())
+    net = CarheClip(nn.Identity(), Shapes(5, 8, 20), CarheClipConfig()).eval()
     net.losses(batch())["contrastive"].backward()
     assert net.log_temperature.grad is not None
     net.log_temperature.data.fill_(-100.0)
-    assert torch.isfinite(net.losses(batch())["contrastive"])
+    coldest = net.losses(batch())["contrastive"]
+    assert torch.isfinite(coldest)
+    for temperature, same in ((0.01, True), (0.02, False)):
+        net.log_temperature.data.fill_(np.log(temperature))
+        assert torch.allclose(net.losses(batch())["contrastive"], coldest, rtol=1e-4) == same

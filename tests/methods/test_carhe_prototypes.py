@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy import sparse
 from torch import nn
 
 from hescribe.methods.base import Origin, Shapes, Unpaired
 from hescribe.methods.carhe.model import Carhe, CarheConfig
-from hescribe.methods.carhe.prototypes import principal_axes, project_unpaired
+from hescribe.methods.carhe.prototypes import cluster, principal_axes, project_unpaired
 
 PANEL = 30
 KINDS = 4
@@ -114,3 +115,39 @@ def test_ready_made_vectors_are_clustered_as_they_are_and_come_back_from_weights
     again.load_state_dict(net.state_dict(), strict=True)
     with torch.inference_mode():
         torch.testing.assert_close(again.embed_prototypes(), net.embed_prototypes())
+
+
+def test_single_cells_are_drawn_in_to_the_spread_of_the_spots() -> None:
+    kind = np.arange(120) % KINDS
+    cells = without_image(kind, noise=3.0, seed=1)
+    net = learned(cells, kind)
+
+    def spread(places: np.ndarray) -> float:
+        return float(np.sqrt(((places - places.mean(0)) ** 2).sum(1).mean()))
+
+    of_spots = spread(net.locate(torch.from_numpy(drawn(kind).toarray()).float()).numpy())
+    assert spread(cells.expression.toarray()) > 2 * of_spots
+    assert spread(net.locate_unpaired(cells)) == pytest.approx(of_spots, rel=1e-3)
+
+
+def test_places_of_a_source_that_lacks_genes_are_a_ridge_on_the_others() -> None:
+    rng = np.random.default_rng(3)
+    axes = np.linalg.qr(rng.normal(size=(PANEL, 4)))[0]
+    measured = np.arange(PANEL) % 3 > 0
+    values = rng.normal(size=(25, PANEL)) * measured
+    others = Unpaired(sparse.csr_matrix(values), np.zeros(25, np.intp), measured[None])
+    # argmin ‖x − A z‖² + 0.1 ‖z‖² over the measured genes
+    rows = np.vstack([axes[measured], np.sqrt(0.1) * np.eye(4)])
+    expected = np.linalg.lstsq(rows, np.vstack([values[:, measured].T, np.zeros((4, 25))]))[0].T
+    found = project_unpaired(others, axes, spread=1e9)
+    np.testing.assert_allclose(found, expected - expected.mean(0), atol=1e-5)
+
+
+def test_transcriptomes_without_image_weigh_no_more_than_the_spots() -> None:
+    """Ten spots at 0 and ten at 10; two thousand cells at 1 are worth twenty spots."""
+    spots = np.repeat([0.0, 10.0], 10)[:, None]
+    cells = np.ones((2000, 1), "f")
+    np.testing.assert_allclose(np.sort(cluster(spots, cells, most=2, seed=0).ravel()), [20 / 30, 10], atol=1e-6)
+    rng = np.random.default_rng(0)
+    many = cluster(rng.normal(size=(20, 2)), rng.normal(size=(64, 2)).astype("f"), most=100, seed=0)
+    assert len(many) == (20 + 20) // 5

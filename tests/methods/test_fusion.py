@@ -22,6 +22,7 @@ from hescribe.methods.fusion.programs import (
     patient_folds,
     section_folds,
     solve_map,
+    voting_genes,
 )
 from hescribe.methods.fusion.retrieval import cross_fit, non_negative, retrieve, stack
 
@@ -43,6 +44,12 @@ def fitted(**config: object) -> Fusion:
     model = Fusion(nn.Identity(), Shapes(8, 0, 40), FusionConfig(**config))  # type: ignore[arg-type]
     model.solve(features, expression, Origin(SECTION, PATIENT))
     return model.eval()
+
+
+def described(model: Fusion, features: np.ndarray) -> np.ndarray:
+    """Components of features, in float64."""
+    mean, axes = (model.get_buffer(name).double().numpy() for name in ("mean", "axes"))
+    return (features - mean) @ axes
 
 
 def test_programs_are_the_svd_of_section_centred_expression() -> None:
@@ -107,15 +114,19 @@ def test_the_settings_follow_the_noise() -> None:
     assert clear.penalty < noisy.penalty
 
 
-def test_a_patient_of_many_sections_does_not_outvote_another() -> None:
-    """The five sections of one patient and the single one of another are best predicted with unlike penalties."""
-    rng = np.random.default_rng(10)
-    section = np.repeat(np.arange(6), 30)
-    folds = [section == 5, section < 5]
+def five_and_one(seed: int) -> tuple[np.ndarray, sparse.csr_matrix, np.ndarray]:
+    """Five sections of one patient and a single one of another, best predicted with unlike penalties."""
+    rng = np.random.default_rng(seed)
     features = rng.normal(size=(180, 120))
     score = features[:, :20] @ rng.normal(size=(20, 1))
     expression = score @ rng.normal(size=(1, 40)) + 15 + 3 * rng.normal(size=(180, 40))
-    spots = centre_sections(sparse.csr_matrix(np.maximum(expression, 0)), section, 10)
+    return features, sparse.csr_matrix(np.maximum(expression, 0)), np.repeat(np.arange(6), 30)
+
+
+def test_a_patient_of_many_sections_does_not_outvote_another() -> None:
+    features, expression, section = five_and_one(10)
+    folds = [section == 5, section < 5]
+    spots = centre_sections(expression, section, 10)
     dense = spots.expression.toarray()
 
     def judge(strength: Strength) -> np.ndarray:
@@ -137,6 +148,35 @@ def test_a_patient_of_many_sections_does_not_outvote_another() -> None:
     assert by_patient.argmax() != values.mean(axis=1).argmax()
     patient = (section == 5).astype(int)
     assert choose_strength(features, spots, folds, patient).strength == options[by_patient.argmax()]
+
+
+def test_a_new_patient_s_map_is_chosen_by_patients_not_sections() -> None:
+    features, expression, section = five_and_one(21)
+    patient = (section == 5).astype(int)
+    fixed = Strength(programs=1, penalty=1.0)
+    config = FusionConfig(known=fixed, own=False, retrieval=False, shallow=0, programs=10)
+    model = Fusion(nn.Identity(), Shapes(120, 0, 40), config)
+    model.solve(features.astype("f"), expression, Origin(section, patient))
+    z, spots = described(model, features), centre_sections(expression, section, 10)
+    by_patient, by_section = (
+        choose_strength(z, spots, patient_folds(Origin(section, patient)), unit).strength for unit in (patient, section)
+    )
+    assert by_patient != by_section
+    found = model.get_buffer("map_new").numpy()
+    np.testing.assert_allclose(found[:, : by_patient.programs], solve_map(z, spots.scores, by_patient), atol=1e-4)
+    assert not found[:, by_patient.programs :].any()
+
+
+def test_the_unit_of_a_feature_does_not_matter() -> None:
+    features, expression = planted()
+    unit = 10.0 ** np.array([0, 2, -1, 1, -2, 0, 1, 2], dtype="f")
+    strength = Strength(programs=2, penalty=0.1)
+    found = []
+    for factor in (np.ones(8, "f"), unit):
+        model = Fusion(nn.Identity(), Shapes(8, 0, 40), FusionConfig(known=strength, new=strength, retrieval=False))
+        model.solve(features * factor, expression, Origin(SECTION, PATIENT))
+        found.append(model.eval().predict_expression(torch.from_numpy(features * factor)))
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
 
 
 def test_retrieval_by_a_slow_loop() -> None:
@@ -365,3 +405,73 @@ def test_data_without_variation_give_the_mean_and_no_traceback(section: np.ndarr
     if expression.shape[1] == 40:
         for f in found:
             np.testing.assert_allclose(f, np.broadcast_to(expression.mean(axis=0), f.shape), rtol=1e-4, atol=1e-6)
+
+
+def test_stacking_draws_each_gene_to_all_by_dense_least_squares() -> None:
+    """The squares of all genes together, scaled to five average genes, stand below each gene's own."""
+    rng = np.random.default_rng(14)
+    loadings = rng.normal(size=(2, 12))
+    scores = rng.normal(size=(120, 2))
+    expression = np.maximum(scores @ loadings + 6 + rng.normal(size=(120, 12)), 0)
+    spots = centre_sections(sparse.csr_matrix(expression), SECTION, 2)
+    first, second = 0.7 * spots.scores, 0.2 * spots.scores + rng.normal(size=(120, 2))
+    a, b = first @ spots.programs, second @ spots.programs
+    truth = expression - spots.sections[SECTION]
+    both = np.column_stack([a.ravel(), b.ravel()])
+    common = nnls(both, truth.ravel())[0]
+    few = np.sqrt(5 / 12)
+    expected = [
+        nnls(
+            np.vstack([np.column_stack([a[:, g], b[:, g]]), few * both]),
+            np.concatenate([truth[:, g], few * both @ common]),
+        )[0]
+        for g in range(12)
+    ]
+    assert abs(common[0] - common[1]) > 0.3
+    np.testing.assert_allclose(np.transpose(stack(first, second, spots)), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_retrieval_is_judged_and_kept_as_queries_will_meet_it() -> None:
+    """Every key is predicted without its own section; for a section left out, without that one as well."""
+    features = planted(seed=15)[0]
+    # In steps, which a linear map does not have and neighbours do
+    loadings, noise = np.random.default_rng(16).normal(size=(2, 40)), np.random.default_rng(17).normal(size=(120, 40))
+    expression = sparse.csr_matrix(np.maximum(2 * np.sign(features[:, :2]) @ loadings + 8 + 0.3 * noise, 0))
+    strength = Strength(programs=2, penalty=0.1)
+    config = FusionConfig(known=strength, new=strength, own=False, neighbours=9, programs=5)
+    model = Fusion(nn.Identity(), Shapes(8, 0, 40), config)
+    model.solve(features, expression, Origin(SECTION, PATIENT))
+    z, spots = described(model, features), centre_sections(expression, SECTION, 5)
+    s = spots.scores
+
+    def without(held: np.ndarray, among: np.ndarray) -> np.ndarray:
+        fit = among & ~held
+        return z[held] @ solve_map(z[fit], s[fit], strength)
+
+    everywhere = np.ones(120, dtype=bool)
+    regression, retrieval, kept = np.zeros((120, 5)), np.zeros((120, 5)), np.zeros((120, 5))
+    for one in range(4):
+        held, rest = one == SECTION, one != SECTION
+        regression[held, :2] = kept[held, :2] = without(held, everywhere)
+        keys = np.zeros((120, 2))
+        for other in set(range(4)) - {one}:
+            keys[other == SECTION] = without(other == SECTION, rest)
+        for i in np.flatnonzero(held):
+            cosine = keys[rest] @ regression[i, :2] / np.linalg.norm(keys[rest], axis=1)
+            retrieval[i] = s[rest][np.argsort(-cosine)[:9]].mean(axis=0)
+    weights = stack(regression, retrieval, spots)
+    np.testing.assert_allclose(model.get_buffer("known.all.keys"), kept, atol=1e-4)
+    np.testing.assert_allclose(model.get_buffer("known.all.weight_regression"), weights[0], atol=1e-3)
+    np.testing.assert_allclose(model.get_buffer("known.all.weight_retrieval"), weights[1], atol=1e-3)
+    assert weights[1].max() > 0.05
+
+
+def test_the_genes_that_vote_are_those_of_highest_mean_and_of_highest_variance() -> None:
+    rng = np.random.default_rng(16)
+    level, spread = rng.permutation(np.linspace(5, 50, 1200)), rng.permutation(np.linspace(0.1, 1, 1200))
+    expression = level + spread * rng.normal(size=(120, 1200)) + 5 * SECTION[:, None]
+    expression[:, :100] += 10 * SECTION[:, None]  # how sections differ is no variance
+    within = np.mean([expression[s == SECTION].var(axis=0) for s in range(4)], axis=0)
+    found = voting_genes(centre_sections(sparse.csr_matrix(expression), SECTION, 3))
+    for genes, value, count in zip(found, (expression.mean(axis=0), within, within), (50, 50, 1000), strict=True):
+        assert set(genes) == set(np.argsort(value)[-count:])

@@ -128,3 +128,17 @@ def test_differences_between_a_patients_sections_have_no_vote() -> None:
     scores_apart[:, 1:2] += level
     calm = choose_penalty(scores, expression, origin)
     assert choose_penalty(scores_apart, apart, origin) >= calm / 10
+
+
+def test_the_thousand_most_variable_genes_choose_the_penalty() -> None:
+    rng = np.random.default_rng(5)
+    section = np.repeat(np.arange(3), 30)
+    origin = Origin(section, np.zeros_like(section))
+    scores = rng.normal(size=(90, 40))
+    clear = 10 * scores @ rng.normal(size=(40, 1000)) + 500
+    quiet = scores[:, :1] @ rng.normal(size=(1, 1500)) + 5 * rng.normal(size=(90, 1500)) + 50
+    order = rng.permutation(2500)
+    both = sparse.csr_matrix(np.hstack([clear, quiet])[:, order])
+    chosen = [choose_penalty(scores, sparse.csr_matrix(genes), origin) for genes in (clear, quiet)]
+    assert chosen[0] < chosen[1]
+    assert choose_penalty(scores, both, origin) == chosen[0]

@@ -6,7 +6,7 @@ from scipy import sparse
 
 from hescribe.errors import InputError
 from hescribe.io.expression import log_normalise
-from hescribe.metrics.ceiling import binomial_halves, ceiling_per_gene, reliability_per_gene
+from hescribe.metrics.ceiling import _alike, binomial_halves, ceiling_per_gene, reliability_per_gene
 from hescribe.metrics.correlation import pearson_per_gene
 
 
@@ -73,6 +73,15 @@ def test_noise_has_no_ceiling_and_no_gene_is_lost():
     assert found[0] < 0.45
     assert found[3] == 0  # one count cannot be in both halves
     assert ((found[[0, 3]] >= 0) & (found[[0, 3]] <= 1)).all()
+
+
+def test_genes_of_like_abundance_are_judged_together():
+    rng = np.random.default_rng(0)
+    abundance, wanted = rng.permutation(250), rng.random(250) < 0.9
+    bins = _alike(abundance, wanted)
+    assert [len(b) for b in bins] == [len(b) for b in np.array_split(np.arange(wanted.sum()), 2)]
+    np.testing.assert_array_equal(abundance[np.concatenate(bins)], np.sort(abundance[wanted]))
+    assert len(_alike(abundance[:80], wanted[:80])) == 1
 
 
 def test_halves_sum_up_and_the_seed_decides():

@@ -136,6 +136,20 @@ def test_ssim_does_not_hang_on_background_or_order():
     assert np.isnan(ssim_per_gene(predicted, truth, pixels)[1])
 
 
+def test_in_ssim_glass_has_the_measured_mean_in_both_maps():
+    rng = np.random.default_rng(2)
+    centres = square(15)
+    tissue = np.hypot(*(centres - 7).T) < 5
+    truth = rng.uniform(2, 4, size=(tissue.sum(), 1))
+    predicted = 0.5 * truth + 1 + 0.3 * rng.normal(size=truth.shape)
+    maps = np.full((2, 15 * 15), truth.mean())
+    maps[:, tissue] = predicted[:, 0], truth[:, 0]
+    p, t = maps.reshape(2, 15, 15)[:, 3:12, 3:12]  # from the first tissue to the last
+    local = structural_similarity(p, t, data_range=np.ptp(truth), full=True)[1]
+    expected = local[tissue.reshape(15, 15)[3:12, 3:12]].mean()
+    assert ssim_per_gene(predicted, truth, nearest_pixels(centres[tissue])) == pytest.approx(expected, rel=1e-6)
+
+
 def test_ssim_of_too_small_a_section_is_unknown():
     for pixels in (np.zeros((0, 2), dtype=int), np.zeros((1, 2), dtype=int), np.array([[0, 0], [0, 1], [0, 2]])):
         assert np.isnan(ssim_per_gene(np.ones((len(pixels), 2)), np.ones((len(pixels), 2)), pixels)).all()

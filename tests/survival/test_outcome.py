@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,10 @@ import pytest
 import hescribe as hs
 from hescribe.errors import InputError
 from hescribe.survival.clinical import check_clinical
-from hescribe.survival.crossval import CoxLearner, FittedCox, assign_folds, cross_validate
+from hescribe.survival.crossval import CoxLearner, FittedCox, assign_folds, choose_setting, cross_validate
 from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, RATIO, SLOPE
-from hescribe.survival.models.cox import Scaling
-from hescribe.survival.outcome import BOTH, CLINICAL, IMAGE, SurvivalResult, survival
+from hescribe.survival.models.cox import Scaling, partial_likelihood
+from hescribe.survival.outcome import BOTH, CLINICAL, IMAGE, SurvivalResult, _refit, survival
 from hescribe.survival.scores import Followed, concordance, dynamic_auc
 from hescribe.survival.simulate import Cohort
 
@@ -93,6 +93,10 @@ def test_a_model_never_sees_whom_it_judges(cohort: Cohort, features: pd.DataFram
     assert a.model.penalty == b.model.penalty
     assert (a.model.scaling.mean == b.model.scaling.mean).all()
     assert first.reference[held].tolist() == same.reference[held].tolist()
+    # High is above the median of those it has learned from, not of those held out
+    for k, each in enumerate(first.models):
+        rows, rest = np.flatnonzero(first.fold == k), np.flatnonzero(first.fold != k)
+        np.testing.assert_array_equal(first.high[rows], each.risk(rows) > np.median(each.risk(rest)))
     # And it would have been noticed: scaled with everybody, the fold is another
     assert not np.allclose(Scaling.learn(absurd.to_numpy()).mean, a.model.scaling.mean)
 
@@ -113,6 +117,57 @@ def test_folds_share_the_events() -> None:
     assert not (fold == assign_folds(event, 5, seed=1)).all()
     with pytest.raises(InputError, match="9 events cannot be split into 5 folds"):
         assign_folds(np.arange(40) < 9, 5, seed=0)
+
+
+class Memory:
+    """Setting 0 knows something of everybody; setting 1 knows its training patients by heart and nobody else."""
+
+    def __init__(self, time: np.ndarray, hint: np.ndarray) -> None:
+        self.time, self.hint = time, hint
+
+    def settings(self, rows: np.ndarray) -> list[float]:
+        return [0.0, 1.0]
+
+    def fit(self, rows: np.ndarray, settings: list[float]) -> list[Remembered]:
+        return [Remembered(self, rows, s) for s in settings]
+
+
+@dataclass
+class Remembered:
+    memory: Memory
+    learned: np.ndarray
+    setting: float
+
+    def risk(self, rows: np.ndarray) -> np.ndarray:
+        early = 0.5 - np.argsort(np.argsort(self.memory.time)) / len(self.memory.time)
+        by_heart = np.where(np.isin(rows, self.learned), 8 * early[rows], 0.0)
+        return by_heart if self.setting else self.memory.hint[rows]
+
+
+def test_a_setting_is_judged_by_those_left_out() -> None:
+    """By all less by the training patients: what is known by heart cancels."""
+    rng = np.random.default_rng(0)
+    hint = rng.normal(size=60)
+    time = rng.exponential(np.exp(-hint))
+    event = np.ones(60, dtype=bool)
+    memory, rows = Memory(time, hint), np.arange(60)
+    folds = assign_folds(event, 3, seed=0)
+    assert partial_likelihood(time, event, memory.fit(rows[folds > 0], [1.0])[0].risk(rows)) > partial_likelihood(
+        time, event, hint
+    )
+    assert choose_setting(memory, rows, (time, event), folds=folds) == 0.0
+
+
+def test_everybody_drawn_once_gives_the_same_coefficients() -> None:
+    """Clinical covariates are penalised less in resamples too."""
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.normal(size=(120, 4)), columns=["age", "a", "b", "c"])
+    time = rng.exponential(np.exp(-table["age"].to_numpy() - table["a"].to_numpy()))
+    learner = CoxLearner(table, time, time < 2, clinical=("age",))
+    (fitted,) = learner.fit(np.arange(120), [0.1])
+    np.testing.assert_allclose(_refit(learner, fitted, np.ones(120)), fitted.model.coefficients, atol=1e-9)
+    (alike,) = replace(learner, clinical=()).fit(np.arange(120), [0.1])
+    assert abs(alike.model.coefficients[0]) < 0.9 * abs(fitted.model.coefficients[0])
 
 
 def test_attention_over_tiles(cohort: Cohort, features: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:

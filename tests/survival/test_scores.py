@@ -12,13 +12,14 @@ from lifelines import CoxPHFitter, KaplanMeierFitter
 from lifelines.datasets import load_gbsg2, load_lung, load_rossi
 from lifelines.statistics import logrank_test
 from lifelines.utils import concordance_index
+from scipy.stats import poisson
 from sklearn.metrics import roc_auc_score
 from torchsurv.metrics.auc import Auc
 from torchsurv.metrics.brier_score import BrierScore
 from torchsurv.stats.ipcw import get_ipcw
 
-from hescribe.survival.crossval import predict_survival
-from hescribe.survival.judge import kaplan_meier_at, logrank_p
+from hescribe.survival.crossval import HeldOut, predict_survival
+from hescribe.survival.judge import kaplan_meier_at, logrank_p, observed_over_expected
 from hescribe.survival.scores import (
     Followed,
     brier,
@@ -214,6 +215,22 @@ def test_groups_are_lifelines() -> None:
     assert value == pytest.approx(float(curve.predict(1000.0)))
     assert low < value < upper
     assert kaplan_meier_at(np.array([5.0, 6.0]), np.array([False, False]), 5.5) == (1.0, 1.0, 1.0)
+
+
+def test_observed_events_over_expected_ones_with_the_exact_interval_of_poisson() -> None:
+    rng = np.random.default_rng(3)
+    rate, times = rng.uniform(0.05, 0.4, 50), np.array([1.0, 2.0, 3.0])
+    time, event = rng.exponential(3.0, 50), rng.random(50) < 0.8
+    survival = np.exp(-rate[:, None] * times)
+    nobody = np.zeros(50)
+    held = HeldOut(nobody.astype(int), nobody, nobody > 0, survival, times, survival, (), ())
+    ratio, low, high = observed_over_expected(held, Followed.of(time, event))
+    expected = (rate * np.minimum(time, 3)).sum()
+    observed = int((event & (time <= 3)).sum())
+    assert ratio == pytest.approx(observed / expected)
+    # So few, or so many, are seen once in forty times
+    assert poisson.sf(observed - 1, low * expected) == pytest.approx(0.025)
+    assert poisson.cdf(observed, high * expected) == pytest.approx(0.025)
 
 
 def test_a_frame_of_folds_is_kept_in_resamples() -> None:

@@ -62,3 +62,10 @@ def test_what_is_validated_is_what_would_be_kept(average: float | None) -> None:
     assert float(logged["validation_loss"].detach()) == pytest.approx(kept**2)
     module.keep_average()
     assert float(model.weight.detach()) == pytest.approx(kept)
+
+
+def test_the_optimiser_is_adamw_with_the_settings_of_the_method() -> None:
+    how = Optimisation(learning_rate=3e-3, weight_decay=0.07)
+    made = Training(Scaled(), how, stain_jitter=0.0, seed=0).configure_optimizers()
+    assert isinstance(made, torch.optim.AdamW)
+    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (3e-3, 0.07)

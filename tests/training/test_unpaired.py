@@ -66,7 +66,10 @@ def test_genes_and_scale_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.expm1(found.extra.toarray()), [[1e4 * 2 / 7, 0], [0, 0], [0, 1e4 * 2 / 7]], rtol=1e-4)
     assert found.extra_measured.tolist() == [[True, False], [False, True]]
     np.testing.assert_allclose(found.extra_genes["detected"], [2 / 3, 1.0])
-    np.testing.assert_allclose(found.extra_genes["mean"]["D"], np.log1p(1e4 * 2 / 7), rtol=1e-5)
+    # Over the cells in which the gene was measured at all, also those that cannot be placed
+    c = np.log1p([1e4 * 2 / 7, 0, 1e4])
+    np.testing.assert_allclose(found.extra_genes["mean"], [c.mean(), np.log1p(1e4 * 2 / 7)], rtol=1e-5)
+    np.testing.assert_allclose(found.extra_genes["variance"], [c.var(), 0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_held_out_patient_s_transcriptomes_stay_out(tmp_path: Path) -> None:

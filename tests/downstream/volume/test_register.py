@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from hescribe.downstream.volume.placement import Placement, Spline, apply, invert, load_placements, save_placements
 from hescribe.downstream.volume.planes import Likeness, Picture, Plane, compare
-from hescribe.downstream.volume.refine import refine, refine_spline, spline_from_itk
+from hescribe.downstream.volume.refine import refine, refine_spline, shrink, spline_from_itk
 from hescribe.downstream.volume.register import Pair, Registration, register_pair, register_sections, settle
 from hescribe.errors import HescribeWarning, InputError
 
@@ -191,3 +191,11 @@ def test_refusals(pictures) -> None:
     ):
         with pytest.raises(InputError, match=message):
             register_sections(given, **options)
+
+
+def test_likeness_does_not_depend_on_the_pixels(block) -> None:
+    plane = cut(block, place(0), "A", 0).plane
+    coarse = shrink(plane, 2 * UM)
+    assert coarse.um == pytest.approx(2 * UM)
+    for fixed, moving in ((plane, coarse), (coarse, plane)):
+        assert compare(fixed, moving, lambda p: p).dice == pytest.approx(1, abs=0.03)

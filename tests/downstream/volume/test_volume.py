@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from hescribe.downstream.volume.interpolate import Volume, blend, interpolate_at, interpolate_volume
+from hescribe.downstream.volume.interpolate import Volume, _signed_distance, blend, interpolate_at, interpolate_volume
 from hescribe.downstream.volume.placement import Placement, apply, invert
 from hescribe.downstream.volume.stack import heights, stack_sections
 from hescribe.downstream.volume.write import to_spatialdata, write_ome_zarr, write_vti
@@ -78,6 +78,21 @@ def test_the_grid_is_regular_and_holds_the_gradient(volume) -> None:
     assert np.corrcoef(x, east)[0, 1] > 0.85
     assert abs(np.corrcoef(y, east)[0, 1]) < 0.3
     assert np.corrcoef(y, south)[0, 1] > 0.85
+
+
+def test_by_default_the_mean_reaches_half_the_distance_of_spots(stack) -> None:
+    """Spots are 96 µm apart."""
+    found, told = (interpolate_volume(stack, GENES, grid_um=60, sigma_um=s) for s in (None, 48))
+    np.testing.assert_allclose(found.values, told.values, rtol=1e-5)
+    assert found.mask.any()
+    places = stack.obsm["spatial_3d"][::7] + 5
+    np.testing.assert_allclose(interpolate_at(stack, places, GENES), interpolate_at(stack, places, GENES, sigma_um=48))
+
+
+def test_distances_to_an_edge_are_as_far_on_both_sides() -> None:
+    mask = np.zeros((41, 9), dtype=bool)
+    mask[:, 3:8] = True
+    np.testing.assert_array_equal(_signed_distance(mask)[20], [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 1.5, 0.5, -0.5])
 
 
 def test_tissue_moves_steadily_from_one_section_to_the_next() -> None:
