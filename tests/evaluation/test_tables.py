@@ -105,9 +105,9 @@ def test_writing(scored, tmp_path):
 
 
 def test_markdown():
-    table = pd.DataFrame({"a": ["x|y"], "b": [0.12345], "c": [np.nan], "d": [3], "e": [True]})
+    table = pd.DataFrame({"a": ["x|y"], "b": [0.12345], "c": [np.nan], "d": [3], "e": [True], "f": [1200.0]})
     assert markdown(table).splitlines() == [
-        "| a | b | c | d | e |",
-        "| --- | ---: | ---: | ---: | --- |",
-        "| x\\|y | 0.123 |  | 3 | True |",
+        "| a | b | c | d | e | f |",
+        "| --- | ---: | ---: | ---: | --- | ---: |",
+        "| x\\|y | 0.123 |  | 3 | True | 1200 |",
     ]

@@ -151,3 +151,10 @@ def test_transcriptomes_without_image_weigh_no_more_than_the_spots() -> None:
     rng = np.random.default_rng(0)
     many = cluster(rng.normal(size=(20, 2)), rng.normal(size=(64, 2)).astype("f"), most=100, seed=0)
     assert len(many) == (20 + 20) // 5
+
+
+def test_the_number_of_prototypes_is_not_lost_by_rounding() -> None:
+    """Weights of 2,000 cells add up to 19.999…, with 20 pairs to eight prototypes of five transcriptomes each."""
+    rng = np.random.default_rng(0)
+    made = cluster(rng.normal(size=(20, 2)), rng.normal(size=(2000, 2)).astype("f"), most=100, seed=0)
+    assert len(made) == 8

@@ -50,8 +50,13 @@ MethodSettings = Annotated[
 
 #: what every command takes, so that a script need not know which of them it matters to
 _EVERYWHERE = {
-    "seed": (Annotated[int, typer.Option(help="Nothing is drawn at random here: any seed gives the same.")], 0),
-    "device": (Annotated[str, typer.Option(help="Nothing here is computed on a device: any gives the same.")], "auto"),
+    "seed": (
+        Annotated[
+            int, typer.Option(min=0, max=2**32 - 1, help="Nothing is drawn at random here: any seed gives the same.")
+        ],
+        0,
+    ),
+    "device": (Annotated[str, typer.Option(help="Without effect: this runs on the processor.")], "auto"),
 }
 
 

@@ -142,7 +142,11 @@ def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
 
 def _cell(value: object, digits: int) -> str:
     if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.{digits}f}"
+        number = float(value)
+        if np.isnan(number):
+            return ""
+        is_count = abs(number) >= 10 and number.is_integer()  # a mean of counts, such as of genes in a set
+        return f"{number:.0f}" if is_count else f"{number:.{digits}f}"
     return str(value).replace("|", "\\|")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hescribe import keys
-from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens
+from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens, resolve_device
 from hescribe.errors import BundleError, HescribeError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
@@ -114,8 +114,9 @@ class Bundle:
             genes[keys.EXPECTED_PCC], genes[keys.INTERVAL] = trust.expected_pcc, trust.interval
         return genes
 
-    def predictor(self, *, device: str = "cpu", use_cache: bool = True, patient: str = "") -> TilePredictor:
+    def predictor(self, *, device: str = "auto", use_cache: bool = True, patient: str = "") -> TilePredictor:
         """The bundle as a Predictor; methods may be bolder for a patient they have learned from."""
+        device = resolve_device(device)
         return TilePredictor(
             self.encoder,
             self.extraction,

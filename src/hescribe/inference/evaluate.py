@@ -32,7 +32,7 @@ def evaluate(
     genes: Collection[str] | None = None,
     markers: Iterable[str] = (),
     allow_same_patient: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     seed: int = 0,
 ) -> list[SectionScores]:
     """Predict paired sections and score the predictions.
@@ -51,7 +51,7 @@ def evaluate(
         Accept sections of patients the bundle has learned from; the scores are labelled so. A section it has
         learned from itself is never accepted.
     device
-        Torch device.
+        Torch device; auto takes the accelerator there is.
     seed
         Of count splits and bootstrap.
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    bundle: Bundle, section: Section, *, device: str = "cpu", use_cache: bool = True, picture: bool = True
+    bundle: Bundle, section: Section, *, device: str = "auto", use_cache: bool = True, picture: bool = True
 ) -> ad.AnnData:
     """Predict at the measured spots of a section.
 
@@ -117,7 +117,7 @@ def predict_sections(
     sections: Sequence[Section],
     output: str | Path,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     min_pcc: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
     overwrite: bool = False,

@@ -48,7 +48,8 @@ def predict_cohort(
 ) -> CohortSummary:
     """Predict slides into ``output/<slide's stem>.zarr``, one slide a task on a Dask cluster.
 
-    The numbers are those of ``predict_slides``, bit for bit. Interrupted or killed and called again, finished slides
+    The numbers are those of ``predict_slides``, bit for bit where precision and engine are named; with ``auto`` each
+    worker measures them for itself. Interrupted or killed and called again, finished slides
     are skipped, begun ones go on where they stopped, and failed ones are tried again. ``output/.cohort`` holds the
     state of each slide; ``output/summary.md`` and ``summary.json`` say what became of them, also after an interrupt.
 

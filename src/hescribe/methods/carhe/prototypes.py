@@ -123,7 +123,7 @@ def cluster(paired: Array, unpaired: npt.NDArray[np.float32] | None, *, most: in
         share = min(1.0, len(paired) / len(unpaired))
         places = np.vstack([paired, unpaired])
         weights = np.concatenate([weights, np.full(len(unpaired), share)])
-    count = max(2, min(most, int(weights.sum()) // _FEWEST_PER_PROTOTYPE))
+    count = max(2, min(most, round(weights.sum()) // _FEWEST_PER_PROTOTYPE))
     if len(places) > _MOST_FOR_KMEANS:
         found = MiniBatchKMeans(count, n_init=3, batch_size=4096, random_state=seed)
     else:

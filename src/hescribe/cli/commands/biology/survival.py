@@ -22,7 +22,9 @@ def survival(
     ] = None,
     model: Annotated[str, typer.Option(help="cox: penalised, on features; attention: over tiles.")] = "cox",
     covariates: Annotated[str, typer.Option(help="Clinical columns to use, with commas.")] = "",
-    tissue: Annotated[str, typer.Option(help="Whose marker genes are scored.")] = "lung",
+    tissue: Annotated[
+        str, typer.Option(help="Whose markers: any, breast, lung, colon, brain, kidney, prostate, skin.")
+    ] = "lung",
     endpoint: Annotated[
         str, typer.Option(help="The clinical table is TCGA's or cBioPortal's; take DFI, PFI, OS or DSS from it.")
     ] = "",

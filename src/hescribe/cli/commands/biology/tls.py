@@ -58,7 +58,10 @@ def tls(
         Control, typer.Option(help="alpha: of sections with a chance find, or of places found.")
     ] = Control.max,
     min_spots: Annotated[int, typer.Option("--min-spots", help="Leave out smaller structures.")] = 2,
-    min_pcc: Annotated[float, typer.Option("--min-pcc", help="Name genes of less expected correlation.")] = 0.1,
+    min_pcc: Annotated[
+        float,
+        typer.Option("--min-pcc", help="Genes of less expected correlation are named; --score model leaves them out."),
+    ] = 0.1,
     sections: Annotated[
         Path | None, typer.Option("--sections", help="Manifest with the slides of predictions.")
     ] = None,

@@ -18,7 +18,9 @@ def volume(
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Folder with <section_id>.zarr; otherwise measured expression.")
     ] = None,
-    genes: o.Genes = "",
+    genes: Annotated[
+        str, typer.Option(help="Genes on the grid, with commas; default: six that vary most among the trusted.")
+    ] = "",
     registration: Annotated[
         str, typer.Option(help="rigid, affine or bspline: how far a section may be bent to fit its neighbours.")
     ] = "affine",

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from hescribe.cli import options as o
+from hescribe.cli.config import write_resolved
 
 
 def export(
+    context: typer.Context,
     prediction: Annotated[Path, typer.Argument(help="A prediction (.zarr).")],
     spatialdata: Annotated[
         Path,
@@ -28,4 +30,6 @@ def export(
     """Put a prediction into a SpatialData store, as the table ``hescribe_tiles``, for LazySlide, squidpy and napari."""
     from hescribe.io.predictions import export_spatialdata
 
-    typer.echo(str(export_spatialdata(prediction, spatialdata, image=image, overwrite=overwrite)))
+    written = export_spatialdata(prediction, spatialdata, image=image, overwrite=overwrite)
+    write_resolved(context, written)
+    typer.echo(str(written))
