@@ -85,7 +85,7 @@ def test_a_benchmark_on_another_scale(cli: Cli, st: Path, tmp_path: Path) -> Non
 def test_predict_tells_options_of_slides_from_those_of_sections(cli: Cli, ridge: Fitted, tmp_path: Path) -> None:
     at_spots = ["predict", ridge[1], "--sections", "sections.csv", "-o", tmp_path / "p"]
     for name, value in {
-        "--dtype": "float16", "--stride-um": "9", "--mpp": "1", "--patient": "P", "--precision": "bf16",
+        "--stride-um": "9", "--mpp": "1", "--patient": "P", "--precision": "bf16",
         "--engine": "torch", "--cluster": "local", "--workers": "2",
     }.items():  # fmt: skip
         assert f"{name}: has no effect here" in cli.refuses(*at_spots, name, value)
