@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anndata as ad
+from tqdm.auto import tqdm
 
 from hescribe import keys
 from hescribe.errors import InputError
@@ -17,6 +18,8 @@ from hescribe.inference.present import find_picture, find_predictions
 from hescribe.plots.ground import Thumbnail
 from hescribe.sections import Section, read_sections
 from hescribe.types import Mpp
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,19 @@ def read_given(path: str | Path, *, sections: str | Path | None = None) -> Itera
         measured = [s for s in read_sections(where) if s.has_expression]
         if not measured:
             raise InputError("no section has expression", path=where)
-        for section in measured:
+        for section in _shown(measured):
             yield Given(section.section_id, _with_mpp(section), section, where)
         return
     known: dict[str, Section] = {s.section_id: s for s in read_sections(sections)} if sections else {}
-    for prediction in find_predictions(where):
+    for prediction in _shown(find_predictions(where)):
         adata = read_prediction(prediction)
         slide = str(adata.uns[keys.PROVENANCE].get("slide", prediction.stem))
         yield Given(prediction.stem, adata, known.get(slide) or known.get(prediction.stem), prediction)
+
+
+def _shown(items: Sequence[Item]) -> Iterable[Item]:
+    """With a bar that shows how far a tool has come."""
+    return tqdm(items, desc="sections", unit="section", disable=None)
 
 
 def _with_mpp(section: Section) -> ad.AnnData:

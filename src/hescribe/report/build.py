@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 from markupsafe import Markup
+from tqdm.auto import tqdm
 
 from hescribe.io.store import check_free, write_atomically
 from hescribe.plots.style import signed
@@ -81,7 +82,9 @@ def build_report(
         album = pictures.Album(folder / FIGURES)
         values = {
             "title": title,
-            "sections": [_section(album, content, genes) for content in contents],
+            "sections": [
+                _section(album, c, genes) for c in tqdm(contents, desc="report", unit="section", disable=None)
+            ],
             "training": pictures.training_picture(album, history),
             "provenance": provenance_rows(_dated(provenance), contents),
             **_headline(contents, summary),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
+from tqdm.auto import tqdm
 
 from hescribe.downstream.tls.nulls import Arrangement
 from hescribe.downstream.tls.smoothing import standing_out
@@ -118,7 +119,8 @@ class Chances:
         """
         highest = np.empty(self.permutations)
         exceed = np.zeros(len(z))
-        for start in range(0, self.permutations, _CHUNK):
+        parts = range(0, self.permutations, _CHUNK)
+        for start in tqdm(parts, desc="rearranged maps", unit_scale=_CHUNK, unit="map", disable=None, leave=False):
             which = np.arange(start, min(start + _CHUNK, self.permutations))
             chunk = self.maps(which)
             highest[which] = chunk.max(axis=0)

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm.auto import tqdm
 
 from hescribe.downstream.volume.placement import IDENTITY, Affine, Placement, apply, compose, invert, mean_distance
 from hescribe.downstream.volume.planes import Likeness, Picture, Plane, compare, raster, warp
@@ -130,7 +131,8 @@ def register_sections(
     middle = (len(names) - 1) // 2 if reference is None else names.index(reference)
     planes = [p.plane for p in pictures]
     kind: Linear = "rigid" if model == "rigid" else "affine"
-    near = [lay_onto(planes[i], planes[i + 1], kind, indices=(i, i + 1)) for i in range(len(planes) - 1)]
+    steps = tqdm(range(len(planes) - 1), desc="register", unit="pair", disable=None, leave=False)
+    near = [lay_onto(planes[i], planes[i + 1], kind, indices=(i, i + 1)) for i in steps]
     far = [_skip(planes, *two, kind=kind) for two in pairwise(near)]
     places = settle(planes, [*near, *far], middle, rigid=kind == "rigid")
     placements = [Placement(n, a) for n, a in zip(names, places, strict=True)]
