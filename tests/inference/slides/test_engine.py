@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 import threading
@@ -63,6 +64,33 @@ def test_choice(seconds: float, noise: float, precision: str, expected: str, mon
     assert settled == "torch"
 
 
+@pytest.mark.parametrize(
+    ("timings", "expected"),
+    [
+        ({"torch": [1.0], "openvino": [3.0, 0.5]}, "openvino 1"),  # a hiccup in its first turn
+        ({"torch": [1.0, 0.6], "openvino": [3.0, 0.7]}, "torch"),  # both were slow, and it is the slower
+        ({"torch": [1.0], "openvino": [3.0, 3.0, 0.5]}, "openvino 1"),
+        ({"torch": [1.0], "openvino": [3.0, 3.0, 3.0, 0.5]}, "torch"),  # no end of turns
+    ],
+)
+def test_one_slow_moment_does_not_choose(
+    timings: dict[str, list[float]], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine that is half as fast again was left for torch once, when a shared machine was slow in its turn."""
+    exact, compiled = torch.ones(4, 8), torch.nn.Identity()
+
+    def measure(module: torch.nn.Module, *_: object) -> tuple[torch.Tensor, float]:
+        own = timings["openvino" if module is compiled else "torch"]
+        return exact, own.pop(0) if len(own) > 1 else own[0]
+
+    monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
+    monkeypatch.setattr(prepared, "compile_module", lambda *_: compiled)
+    monkeypatch.setattr(prepared, "encode_batch", lambda *_a, **_k: exact)
+    monkeypatch.setattr(prepared, "_measure", measure)
+    settled = prepared.PreparedEncoder(make_bundle().encoder).settle_engine("fp32", Sweep(), views=1, device="cpu")  # type: ignore[arg-type]
+    assert settled == expected
+
+
 @pytest.mark.parametrize(("slower", "engine"), [(0.5, "openvino 1"), (2.0, "torch")])
 def test_each_module_is_prepared_once(
     slower: float, engine: str, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,7 +109,7 @@ def test_each_module_is_prepared_once(
     def measure(module, images, views, *_a, **_k):  # type: ignore[no-untyped-def]
         return prepared.encode_batch(module, images, views=views), next(seconds)
 
-    seconds = iter([1.0, slower])
+    seconds = itertools.cycle([1.0, slower])
     monkeypatch.setattr(prepared, "fold_normalisation", fold)
     monkeypatch.setattr(prepared, "compile_module", compile_module)
     monkeypatch.setattr(prepared, "openvino_name", lambda: "openvino 1")
