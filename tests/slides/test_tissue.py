@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from hescribe.slides.reader import open_slide
 from hescribe.slides.tissue import Tissue, find_tissue, mask_tissue
 
 UM = 16.0
-HER2ST = Path(__file__).parents[3] / "shared" / "data" / "her2st"
+HER2ST = Path(os.environ.get("HESCRIBE_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "her2st"
 EOSIN, HAEMATOXYLIN = (228, 160, 190), (120, 80, 150)
 
 
@@ -77,7 +78,8 @@ def test_fat_is_tissue() -> None:
     assert overlap(mask_tissue(image, pixel_um=UM), truth) > 0.93
 
 
-@pytest.mark.skipif(not HER2ST.is_dir(), reason="needs the HER2ST data")
+@pytest.mark.shared
+@pytest.mark.skipif(not HER2ST.is_dir(), reason="needs the HER2ST data (set HESCRIBE_SHARED)")
 @pytest.mark.parametrize("section", ["B4", "C2", "C3", "C4", "C5"])
 def test_measured_spots_lie_on_tissue(section: str) -> None:
     (image,) = HER2ST.glob(f"ST-imgs/*/{section}/*.jpg")
