@@ -182,6 +182,26 @@ def test_harmony_brings_sections_together_and_leaves_the_rest_alone() -> None:
     np.testing.assert_array_equal(out[:, 4], 1.0)
 
 
+def test_harmony_is_given_the_seed_and_keeps_rows_and_genes_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many genes as spots: which side is which cannot be told by the shape."""
+    import harmonypy
+
+    asked: list[int] = []
+    real = harmonypy.run_harmony
+
+    def run_harmony(*given: object, random_state: int, **more: object) -> object:
+        asked.append(random_state)
+        return real(*given, random_state=random_state, **more)
+
+    monkeypatch.setattr(harmonypy, "run_harmony", run_harmony)
+    values = np.random.default_rng(0).poisson(3.0, (40, 40)) + 30.0 * np.eye(40)
+    expression, section = sparse.csr_matrix(values.astype(np.float32)), np.repeat([0, 1], 20)
+    out = harmonise(expression, section, rows=np.arange(40), panel=np.ones(40, bool), seed=11).toarray()
+    assert asked == [11]
+    np.testing.assert_array_equal(out.argmax(axis=1), np.arange(40))
+    assert np.corrcoef(out.ravel(), values.ravel())[0, 1] > np.corrcoef(out.T.ravel(), values.ravel())[0, 1] + 0.02
+
+
 def test_features_that_are_no_numbers_are_refused_by_name() -> None:
     """Weights cut short used to end in a traceback of LAPACK."""
     section = Section(ManifestRow("S7", "P", Path("s.png"), Path("s.h5ad")))

@@ -50,9 +50,9 @@ def harmonise(
         return expression
     block = expression[rows][:, panel].toarray().astype(np.float64)
     meta = pd.DataFrame({"section": batches})
-    result = harmonypy.run_harmony(block, meta, ["section"], random_state=seed, verbose=False)
+    # Genes first: where there are as many as spots, it takes the columns for spots. What it gives has spots first
+    result = harmonypy.run_harmony(block.T, meta, ["section"], random_state=seed, verbose=False)
     corrected = np.asarray(result.Z_corr)
-    corrected = corrected if corrected.shape == block.shape else corrected.T
     out = sparse.lil_matrix(expression)
     out[np.ix_(rows, np.flatnonzero(panel))] = corrected.astype(np.float32)
     return out.tocsr()
