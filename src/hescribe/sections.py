@@ -20,7 +20,7 @@ from hescribe.io.manifest import ManifestRow, read_manifest
 from hescribe.io.pitch import spot_diameter
 from hescribe.io.readers import READERS, mpp_from_files, mpp_from_pitch, read_expression, technology_of
 from hescribe.io.schema import add_picture
-from hescribe.slides.blocks.cells import quickest_read
+from hescribe.slides.blocks.cells import small_picture
 from hescribe.slides.reader import Slide, open_slide, resolve_mpp
 from hescribe.slides.tiles import HEST_MPP, PatchTiles, SlideTiles, SomeTiles, patch_barcodes, patch_mpp
 from hescribe.types import Mpp
@@ -179,8 +179,7 @@ class Section:
         """The slide, small, and its downsampling; None where there is no slide to show."""
         if self.image is None or self._patches:
             return None
-        image = self.slide.thumbnail(max_px, read=quickest_read(self.slide))
-        return image, self.slide.width / image.shape[1]
+        return small_picture(self.slide, max_px)
 
     def with_image(self, max_px: int = 2000) -> ad.AnnData:
         """Counts and, small, the slide where scanpy and squidpy look for it: ``sc.pl.spatial(section.with_image())``.
@@ -205,10 +204,10 @@ class Section:
     def library(self, max_px: int, *, name: Literal["hires", "lowres"]) -> dict[str, Any]:
         """What scanpy has in ``uns["spatial"][section_id]``, complete: see `with_image`."""
         said = self.adata.uns[keys.SPATIAL][self.section_id]
-        factors = {
-            keys.SPOT_DIAMETER: spot_diameter(np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64))
-        } | said["scalefactors"]
-        library = {**said, "scalefactors": factors}
+        library = {**said, "scalefactors": dict(said["scalefactors"])}
+        if keys.SPOT_DIAMETER not in library["scalefactors"]:
+            centres = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
+            library["scalefactors"][keys.SPOT_DIAMETER] = spot_diameter(centres)
         shown = self.thumbnail(max_px)
         if shown is not None:
             add_picture(library, *shown, name=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ class Given:
         told = self.adata.uns[keys.PROVENANCE].get("mpp")
         return float(told) if told is not None else float("nan")
 
-    @property
+    @cached_property
     def thumbnail(self) -> Thumbnail | None:
         """The slide, small; None where it is not at hand."""
         return find_picture(self.adata, self.section, self.path)

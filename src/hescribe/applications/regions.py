@@ -12,9 +12,10 @@ import pandas as pd
 from hescribe import keys, plots
 from hescribe.applications.inputs import Given, read_given
 from hescribe.downstream.gene_sets import ANY, marker_sets, read_gene_sets
-from hescribe.downstream.polygons import pitch_px, region_polygons, write_geojson
+from hescribe.downstream.polygons import region_polygons, write_geojson
 from hescribe.downstream.regions import RegionSettings, regions
 from hescribe.errors import HescribeWarning
+from hescribe.io.pitch import distance_between
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.plots.regions import region_colours
 from hescribe.report.tools import FIGURES, PAGE, Chapter, Plate, write_tool_page
@@ -130,7 +131,7 @@ def _section(folder: Path, given: Given, found: ad.AnnData) -> Chapter:
 
 def _facts(given: Given, found: ad.AnnData) -> str:
     kind = "predicted" if given.predicted else "measured"
-    return f"{found.n_obs:,} spots, {kind} expression, {pitch_px(found.obsm[keys.SPATIAL]):.0f} pixels apart."
+    return f"{found.n_obs:,} spots, {kind} expression, {distance_between(found.obsm[keys.SPATIAL]):.0f} pixels apart."
 
 
 def _score_plate(given: Given, found: ad.AnnData, column: str) -> Plate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from hescribe.downstream.volume.interpolate import GRID_UM, Volume, check_length
 from hescribe.downstream.volume.placement import IDENTITY, Placement, save_placements
 from hescribe.downstream.volume.planes import Picture, Plane, raster, warp
 from hescribe.downstream.volume.register import Registration, check_model, is_poor, register_sections
-from hescribe.downstream.volume.stack import THICKNESS_UM, heights, stack_sections
+from hescribe.downstream.volume.stack import THICKNESS_UM, heights, shared_genes, stack_sections
 from hescribe.downstream.volume.write import write_ome_zarr, write_vti
 from hescribe.errors import InputError
 from hescribe.inference.predict import read_prediction
@@ -116,7 +116,8 @@ def volume(
     height = heights([s.section_id for s in sections], [s.row.z for s in sections], thickness_um=thickness_um)
     ordered = [sections[i] for i in np.argsort(height, kind="stable")]
     tables = {s.section_id: _expression(s, predictions) for s in ordered}
-    _check_genes(genes, tables.values())
+    if genes:
+        _check_genes(genes, tables)
     pictures = {s.section_id: _picture(s, registration_um) for s in ordered}
     planes = {name: p.plane for name, p in pictures.items()}
     found = register_sections(list(pictures.values()), model=model)
@@ -162,9 +163,9 @@ def _expression(section: Section, predictions: str | Path | None) -> ad.AnnData:
     return read_prediction(path)
 
 
-def _check_genes(genes: Sequence[str], tables: Iterable[ad.AnnData]) -> None:
+def _check_genes(genes: Sequence[str], tables: Mapping[str, ad.AnnData]) -> None:
     """Before the minutes of registration."""
-    shared = set.intersection(*(set(table.var_names) for table in tables))
+    shared = shared_genes(tables)
     if unknown := [g for g in genes if g not in shared]:
         raise InputError(f"no gene {unknown[0]!r} among the {len(shared)} that all sections share", path="--genes")
 

@@ -14,22 +14,16 @@ from scipy.spatial import Voronoi, cKDTree
 from shapely.geometry.base import BaseGeometry
 
 from hescribe.errors import InputError
+from hescribe.io.pitch import distance_between
 from hescribe.io.store import write_atomically
-from hescribe.types import Centres, Level0Px
+from hescribe.types import Centres
 
 _REACH = 0.75  #: pitches from a spot's centre that its cell may reach, where no neighbour stands
 
 
-def pitch_px(centres: Centres) -> Level0Px:
-    """Median distance to the nearest other spot; 1 for a single one."""
-    if len(centres) < 2:
-        return 1.0
-    return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])) or 1.0
-
-
 def neighbour_pairs(centres: Centres, *, reach: float = 1.5) -> npt.NDArray[np.intp]:
     """(m, 2) pairs of spots closer than ``reach`` pitches."""
-    return cKDTree(centres).query_pairs(reach * pitch_px(centres), output_type="ndarray").astype(np.intp)
+    return cKDTree(centres).query_pairs(reach * distance_between(centres), output_type="ndarray").astype(np.intp)
 
 
 def spot_cells(centres: Centres) -> list[BaseGeometry]:
@@ -39,7 +33,7 @@ def spot_cells(centres: Centres) -> list[BaseGeometry]:
     array. Spots at one place share a cell.
     """
     places, which = np.unique(np.asarray(centres, dtype=np.float64), axis=0, return_inverse=True)
-    pitch = pitch_px(places)
+    pitch = distance_between(places)
     # Four far points close the cells of the outermost
     middle, far = places.mean(axis=0), 4 * (np.ptp(places, axis=0).max() + pitch)
     corners = middle + far * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])

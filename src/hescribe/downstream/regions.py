@@ -26,8 +26,8 @@ from hescribe.downstream.gene_sets import (
     standardised,
     untrusted_genes,
 )
-from hescribe.downstream.polygons import pitch_px
 from hescribe.errors import InputError
+from hescribe.io.pitch import distance_between
 from hescribe.types import Centres, Microns
 
 UNCLEAR = "unclear"  #: label of a cluster that no marker set stands out in
@@ -186,7 +186,7 @@ def _components(adata: ad.AnnData, how: RegionSettings) -> Numbers:
 
 def _spread_px(adata: ad.AnnData, centres: Centres, smooth_um: Microns | None) -> float:
     if smooth_um is None:
-        return pitch_px(centres)
+        return distance_between(centres)
     mpp = adata.uns.get(keys.PROVENANCE, {}).get("mpp")
     if not mpp or not np.isfinite(mpp):
         raise InputError("a smoothing in µm needs µm per pixel, which these data do not state")
@@ -207,7 +207,7 @@ def neighbourhood(centres: Centres, spread: float) -> sparse.csr_matrix:
 
 def adjacency(centres: Centres) -> sparse.csr_matrix:
     """(n, n) 1 where two spots are neighbours on their array."""
-    pairs = cKDTree(centres).query_pairs(_NEXT * pitch_px(centres), output_type="ndarray")
+    pairs = cKDTree(centres).query_pairs(_NEXT * distance_between(centres), output_type="ndarray")
     ones = np.ones(len(pairs))
     half = sparse.coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(len(centres),) * 2)
     return sparse.csr_matrix(half + half.T)

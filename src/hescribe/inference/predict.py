@@ -203,7 +203,7 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str],
     if not path.exists():
         return False
     there = read_prediction(path)
-    told = there.uns[keys.PROVENANCE]
+    told, tiles = there.uns[keys.PROVENANCE], section.tiles()
     differences = {
         "another bundle": told.get("bundle") != bundle.hash,
         "other genes": list(there.var_names) != genes,
@@ -211,9 +211,9 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str],
         "another patient": told.get("patient") != section.patient_id,
         "another image": told.get("image") != (section.image.name if section.image else ""),
         "other spots": list(there.obs_names) != list(section.adata.obs_names)
-        or not np.array_equal(there.obsm[keys.SPATIAL], section.tiles().centres),
+        or not np.array_equal(there.obsm[keys.SPATIAL], tiles.centres),
         "another scale": told.get("mpp") != section.mpp,
-        "an image that has changed since": told.get("tiles") != section.tiles().fingerprint(),
+        "an image that has changed since": told.get("tiles") != tiles.fingerprint(),
     }
     for what, differs in differences.items():
         if differs:

@@ -18,10 +18,11 @@ from hescribe.evaluation.tables import method_table
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.evaluate import check_unseen
 from hescribe.inference.predict import read_prediction
+from hescribe.io.predictions.stored import is_store, stores_in
 from hescribe.report import build_report
 from hescribe.report.contents import check_genes
 from hescribe.sections import Section
-from hescribe.slides.blocks.cells import quickest_read
+from hescribe.slides.blocks.cells import small_picture
 from hescribe.slides.original import find_original
 from hescribe.slides.slide import Rgb
 
@@ -39,9 +40,9 @@ def find_predictions(path: str | Path) -> list[Path]:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError("no such prediction", path=folder, fix="make one with 'hescribe predict'")
-    if (folder / "zarr.json").is_file() or (folder / ".zgroup").is_file():
+    if is_store(folder):
         return [folder]
-    found = sorted(p for p in folder.glob("*.zarr") if not p.name.startswith("."))
+    found = stores_in(folder)
     if not found:
         raise InputError("no prediction (.zarr) in this folder", path=folder, fix="make one with 'hescribe predict'")
     return found
@@ -147,8 +148,7 @@ def find_picture(
     try:
         slide = find_original(prediction.uns[keys.PROVENANCE], path, centres)
         if slide is not None:
-            image = slide.thumbnail(max_px, read=quickest_read(slide))
-            return image, slide.width / image.shape[1]
+            return small_picture(slide, max_px)
     except InputError as error:
         log.info(f"{path}: the slide is not shown as it is, but as the prediction keeps it ({error})")
     for library in prediction.uns.get(keys.SPATIAL, {}).values():

@@ -38,10 +38,10 @@ def spot_pitch(adata: ad.AnnData, lattice: Lattice | None) -> Level0Px | None:
         return None
     grid = _array_positions(adata)
     if lattice is None or grid is None or len(centres) < _FEWEST_FOR_FIT:
-        return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])) or None
+        return _nearest(centres) or None
     places = _in_pitches(grid, lattice)
     if np.linalg.matrix_rank(places - places.mean(axis=0), tol=1e-6) < 2:
-        return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1])) or None
+        return _nearest(centres) or None
     return _fitted_pitch(places, centres)
 
 
@@ -90,7 +90,11 @@ def distance_between(centres: Centres) -> Level0Px:
     """Median distance to the nearest other spot; 1 for a single spot."""
     if len(centres) < 2:
         return 1.0
-    return float(np.median(cKDTree(centres).query(centres, k=[2])[0])) or 1.0
+    return _nearest(centres) or 1.0
+
+
+def _nearest(centres: Centres) -> Level0Px:
+    return float(np.median(cKDTree(centres).query(centres, k=[2])[0]))
 
 
 def is_square_grid(centres: Centres) -> bool:
@@ -99,8 +103,8 @@ def is_square_grid(centres: Centres) -> bool:
         return False
     distance, index = cKDTree(centres).query(centres, k=range(2, 6))
     step = np.abs(centres[index] - centres[:, None])
-    near = distance < 1.2 * distance_between(centres)
-    straight = step.min(axis=2) < 0.01 * distance_between(centres)
+    pitch = float(np.median(distance[:, 0])) or 1.0
+    near, straight = distance < 1.2 * pitch, step.min(axis=2) < 0.01 * pitch
     return bool(near.any()) and float(straight[near].mean()) > 0.9
 
 

@@ -17,6 +17,7 @@ from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.pitch import distance_between, is_square_grid, spot_diameter
 from hescribe.plots.style import INK, NOTHING
+from hescribe.slides.grid import stride_px
 from hescribe.types import Centres, Level0Px, Microns, Mpp
 
 Shape: TypeAlias = Literal["circle", "square"]
@@ -83,10 +84,10 @@ def find_ground(
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
     told = adata.uns.get(keys.PROVENANCE, {})
     if mpp is None:
-        mpp = _number(told.get("mpp"))
-    diameter, stride_um = _stated_diameter(adata, spot_um, mpp), _number(told.get("stride_um"))
+        mpp = told_number(told.get("mpp"))
+    diameter, stride_um = _stated_diameter(adata, spot_um, mpp), told_number(told.get("stride_um"))
     if shape is None and spot_um is None and stride_um and mpp:  # a slide's tiles fill their grid
-        return Ground(centres, float(max(1, round(stride_um / mpp))), "square", mpp, thumbnail)  # laid in whole pixels
+        return Ground(centres, float(stride_px(stride_um, mpp)), "square", mpp, thumbnail)
     if diameter is None:
         diameter = distance_between(centres) if shape == "square" else spot_diameter(centres)
     if shape is None:
@@ -160,7 +161,7 @@ def round_length(length: float) -> float:
     return float(max(m * power for m in (1, 2, 5) if m * power <= length * (1 + 1e-9)))
 
 
-def _number(value: object) -> float | None:
+def told_number(value: object) -> float | None:
     """A fact of the provenance, where it is a number above zero."""
     try:
         number = float(value)  # type: ignore[arg-type]

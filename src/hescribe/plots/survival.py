@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hescribe.errors import InputError, list_some
+from hescribe.errors import InputError
+from hescribe.plots.genes import need_columns
 from hescribe.plots.style import CYCLE, INK, MUTED, add_grid, styled
 
 _COLOURS = {"low": CYCLE[0], "high": CYCLE[1]}
@@ -241,7 +242,6 @@ def _plain_log_ticks(axes: Axes, values: npt.NDArray[np.float64]) -> None:
 
 
 def _want(table: pd.DataFrame, *columns: str) -> None:
-    if missing := [c for c in columns if c not in table]:
-        raise InputError(f"column {', '.join(missing)} is missing (found {list_some(table.columns)})")
+    need_columns(table, columns)
     if table.empty:
         raise InputError("there is nothing to draw")

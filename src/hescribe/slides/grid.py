@@ -11,10 +11,15 @@ from hescribe.types import Centres, Level0Px, Microns, Mpp
 SMALLEST_STRIDE_UM = 8.0
 
 
+def stride_px(stride_um: Microns, mpp: Mpp) -> int:
+    """From tile to tile, in whole pixels, so that the tile beside a tile is exactly another one."""
+    return max(1, round(stride_um / mpp))
+
+
 def lay_grid(tissue: Tissue, *, mpp: Mpp, stride_um: Microns, width: int, height: int) -> Centres:
     """Centres ``stride_um`` apart, from half a stride off the slide's corner, where there is tissue.
 
-    The stride is rounded to whole pixels, so that the tile beside a tile is exactly another one.
+    The stride is rounded to whole pixels (`stride_px`).
 
     Returns
     -------
@@ -28,7 +33,7 @@ def lay_grid(tissue: Tissue, *, mpp: Mpp, stride_um: Microns, width: int, height
     """
     if not stride_um >= SMALLEST_STRIDE_UM:
         raise InputError(f"a stride of {stride_um:g} µm is too fine", path="--stride-um", fix="8 µm or more")
-    stride = max(1, round(stride_um / mpp))
+    stride = stride_px(stride_um, mpp)
     x, y = (np.arange(stride // 2, side, stride, dtype=np.float64) for side in (width, height))
     # Row by row: at 8 µm the whole rectangle would be tens of millions of points
     rows = []

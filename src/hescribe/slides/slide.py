@@ -103,7 +103,6 @@ class Slide(ABC):
         read
             A quicker way to the same pixels than ``read_region``, where there is one.
         """
-
         wanted = max(self.width, self.height) / max_px
         level = [i for i, d in enumerate(self.downsamples) if d <= max(wanted, 1.0)][-1]
         width, height = self.level_sizes[level]

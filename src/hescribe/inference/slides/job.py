@@ -43,7 +43,7 @@ from hescribe.io.schema import add_picture
 from hescribe.io.store import check_free, publish, remove
 from hescribe.slides.blocks.cells import Cells, open_cells
 from hescribe.slides.blocks.sweep import Sweep
-from hescribe.slides.grid import lay_grid, reading_order
+from hescribe.slides.grid import lay_grid, reading_order, stride_px
 from hescribe.slides.reader import open_slide, resolve_mpp
 from hescribe.slides.slide import Slide, shrunk
 from hescribe.slides.tiles import SlideTiles, place_tiles
@@ -251,8 +251,8 @@ class SlideJob:
             further, which = self._places_beside(cells, centres)
             sweep = self._sweep(cells, further, (1.0,))
             beside = Beside(encode(sweep=sweep, stage="beside")[0] if len(further) else None, which)
-        stride_um = max(1, round(plan["stride_um"] / self.mpp)) * self.mpp  # in whole pixels, as the grid was laid
-        grid = {"centres": centres, "mpp": self.mpp, "stride_um": stride_um}
+        stride_um = stride_px(plan["stride_um"], self.mpp) * self.mpp  # as the grid was laid
+        grid: dict[str, Any] = {"centres": centres, "mpp": self.mpp, "stride_um": stride_um}
         described = describe_slide(work, features, beside, how.context, **grid)
         head = bundle.predictor(device=self.devices[0], use_cache=False, patient=self.options.patient).head
         # For heads that look at the tiles once more
@@ -305,7 +305,7 @@ class SlideJob:
             names = reference.cell_types.columns
             types = work.rows("cell_types", (n, len(names))).read(0, n).astype(np.float64)
             obsm[keys.CELL_TYPES] = pd.DataFrame(types, index=obs.index, columns=names)
-        library: dict[str, Any] = {"scalefactors": {keys.SPOT_DIAMETER: max(1, round(plan["stride_um"] / self.mpp))}}
+        library: dict[str, Any] = {"scalefactors": {keys.SPOT_DIAMETER: stride_px(plan["stride_um"], self.mpp)}}
         add_picture(library, work.picture, self.slide.width / work.picture.shape[1], name="lowres")
         uns = {keys.PROVENANCE: origin, keys.SPATIAL: {self.path.stem: library}}
         table.finish(obs=obs, var=var, obsm=obsm, uns=uns)

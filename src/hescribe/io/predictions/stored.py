@@ -72,6 +72,16 @@ class StoredPrediction:
             yield np.asarray(self.x[start : start + step, gene], dtype=np.float32)
 
 
+def is_store(path: Path) -> bool:
+    """Whether a folder is a Zarr store."""
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+
+
+def stores_in(folder: Path) -> list[Path]:
+    """Stores in a folder, by name, but for those that are being written; none where it is no folder."""
+    return sorted(path for path in folder.glob("*.zarr") if not path.name.startswith("."))
+
+
 def open_prediction(path: str | Path) -> StoredPrediction:
     """Open a prediction, or the one inside a SpatialData store.
 
@@ -85,8 +95,8 @@ def open_prediction(path: str | Path) -> StoredPrediction:
         raise InputError("no such prediction", path=given, fix="make one with 'hescribe predict'")
     inside = given / "tables" / keys.TILES_TABLE
     store = inside if inside.is_dir() else given
-    if not any((store / name).is_file() for name in ("zarr.json", ".zgroup")):
-        found = sorted(p.name for p in given.glob("*.zarr") if not p.name.startswith(".")) if given.is_dir() else []
+    if not is_store(store):
+        found = [path.name for path in stores_in(given)]
         fix = f"give one of its {len(found)}: {list_some(found)}" if found else "give a .zarr of 'predict'"
         raise InputError("a folder of predictions" if found else "no prediction", path=given, fix=fix)
     try:

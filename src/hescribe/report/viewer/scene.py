@@ -18,7 +18,7 @@ import pandas as pd
 
 from hescribe import keys
 from hescribe.io.predictions.stored import StoredPrediction
-from hescribe.plots.ground import find_ground
+from hescribe.plots.ground import find_ground, told_number
 from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.report.viewer.pyramid import PICTURE_PX, Pyramid
 from hescribe.types import Level0Px
@@ -63,7 +63,7 @@ class Scene:
             "about": [[k, str(told[k])] for k in _TOLD if k in told and str(told[k])],
             "remark": _remark(told),
             "notice": self.notice,
-            "mpp": _number(told.get("mpp")),
+            "mpp": told_number(told.get("mpp")),
             "unit": str(told.get("unit", "")),
             "width": width,
             "height": height,
@@ -138,14 +138,6 @@ def _remark(told: dict[str, Any]) -> str:
     if told.get("patient_seen_in_training"):
         return "Other sections of this patient were part of the training."
     return ""
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
 
 
 def _column(table: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:

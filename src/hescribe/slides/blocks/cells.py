@@ -122,6 +122,12 @@ def quickest_read(slide: Slide) -> ReadRegion:
         return slide.read_region
 
 
+def small_picture(slide: Slide, max_px: int) -> tuple[Rgb, float]:
+    """The whole slide, its longer side at most ``max_px``, and its downsampling."""
+    image = slide.thumbnail(max_px, read=quickest_read(slide))
+    return image, slide.width / image.shape[1]
+
+
 def open_cells(slide: Slide) -> Cells:
     """The quickest cells that give this slide's pixels."""
     levels = tiff_levels(slide)
