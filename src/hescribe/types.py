@@ -7,7 +7,7 @@ Shapes are written as comments in array aliases: ``n`` tiles or spots, ``g`` gen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ Level0Px: TypeAlias = float  #: a position or length in full-resolution pixels
 PLAUSIBLE_MPP = (0.05, 10.0)  #: µm per pixel of a microscope; outside, a resolution is a printer's or a slip
 POSSIBLE_MPP = (0.02, 50.0)  #: what a manifest or spots may say: they may be of a picture of a few hundred pixels
 TilePx: TypeAlias = int  #: side of a tile as given to an encoder, pixels
+Views: TypeAlias = Literal[1, 4, 8]  #: symmetries of a tile that its features are averaged over
+VIEWS: tuple[Views, ...] = get_args(Views)
 
 TileArray: TypeAlias = npt.NDArray[np.uint8]  #: (n, side, side, 3) RGB
 Centres: TypeAlias = npt.NDArray[np.float64]  #: (n, 2) x, y in full-resolution pixels
@@ -27,10 +29,8 @@ Expression: TypeAlias = npt.NDArray[np.float32]  #: (n, g) log1p of counts per 1
 PerGene: TypeAlias = npt.NDArray[np.float64]  #: (g,)
 SparseExpression: TypeAlias = sparse.csr_matrix  #: (n, g)
 
-_MOST_VIEWS, _LARGEST_SIDE = (
-    32,
-    32,
-)  #: a description is that many times, or its square times, as long as a tile's features
+_MOST_VIEWS = 32  #: a description is that many times as long as a tile's features
+_LARGEST_SIDE = 32  #: or the square of this times
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -177,7 +178,12 @@ def test_predict_evaluate_report(cli: Cli, ridge: Fitted, sections, manifest: Pa
     code, out, _ = cli("evaluate", ridge[1], *given, "-o", tmp_path / "m.json")
     assert code == 0
     assert "heg50" in out
-    assert (tmp_path / "m.json").is_file()
+    assert json.loads((tmp_path / "m.json").read_text())["views"] == 1
+    assert cli("evaluate", ridge[1], *given, "--views", "4", "-o", tmp_path / "n.json")[0] == 0
+    one, four = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "mn")
+    assert four["views"] == 4
+    assert four["means"][0]["pcc"] != one["means"][0]["pcc"]
+    assert "--views: 2 is none of 1, 4, 8" in cli.refuses("predict", ridge[1], *given, "--views", "2", "-o", tmp_path)
     code, out, err = cli("report", tmp_path / "p", "--sections", manifest, "--bundle", ridge[1], "-o", tmp_path / "r")
     assert code == 0, err
     page = (tmp_path / "r" / "index.html").read_text()

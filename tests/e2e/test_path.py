@@ -263,6 +263,8 @@ def test_a_used_folder_keeps_nothing_of_what_was_changed(
     (path,) = predict_sections(ridge[0], [again()], tmp_path / "p")
     with pytest.raises(OutputError, match="holds a prediction of another --dtype"):
         predict_sections(ridge[0], [again()], tmp_path / "p", dtype="float16")
+    with pytest.raises(OutputError, match="holds a prediction of another --views"):
+        predict_sections(ridge[0], [again()], tmp_path / "p", views=4)
     before = path.stat().st_mtime_ns
     image.touch()
     assert predict_sections(ridge[0], [again()], tmp_path / "p") == [path]

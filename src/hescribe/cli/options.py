@@ -35,6 +35,10 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same r
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the accelerator there is.")]
 Only = Annotated[str | None, typer.Option(help="Only these sections of the manifest, by id, with commas.")]
 Without = Annotated[str | None, typer.Option(help="All sections of the manifest but these.")]
+ViewsAgain = Annotated[
+    int | None,
+    typer.Option(help="Symmetries of a tile to average over, 1, 4 or 8; default: as trained. 1 takes a quarter of 4."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is already there.")]
 Genes = Annotated[str, typer.Option(help="Genes of special interest, with commas.")]
 SamePatient = Annotated[

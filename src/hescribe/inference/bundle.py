@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens, resolve_device
-from hescribe.errors import BundleError, HescribeError
+from hescribe.errors import BundleError, HescribeError, InputError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
@@ -28,7 +28,7 @@ from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
-from hescribe.types import Context
+from hescribe.types import VIEWS, Context, Views
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,23 @@ class Bundle:
         if trust is not None:
             genes[keys.EXPECTED_PCC], genes[keys.INTERVAL] = trust.expected_pcc, trust.interval
         return genes
+
+    def with_views(self, views: Views | None) -> Bundle:
+        """The same bundle, describing a tile by the mean over so many of its symmetries; None: as it was trained.
+
+        The encoder runs once a view. What it costs to leave views out that a bundle was trained on stands in
+        ``docs/benchmarks.md``.
+
+        Raises
+        ------
+        InputError
+            The number is none of 1, 4, 8.
+        """
+        if views is None:
+            return self
+        if views not in VIEWS:
+            raise InputError(f"{views} is none of {', '.join(map(str, VIEWS))}", path="--views")
+        return replace(self, extraction=replace(self.extraction, views=views))
 
     def predictor(self, *, device: str = "auto", use_cache: bool = True, patient: str = "") -> TilePredictor:
         """The bundle as a Predictor; methods may be bolder for a patient they have learned from."""

@@ -138,6 +138,7 @@ def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str 
         "bundle": bundle.hash,
         "method": bundle.method,
         "encoder": bundle.encoder.name,
+        "views": bundle.extraction.views,
         "unit": name_unit(bundle.target_sum),
         "trained_on": bundle.training_sections,
         "sections": [s.to_dict() for s in scores],

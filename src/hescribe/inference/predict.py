@@ -24,7 +24,7 @@ from hescribe.io.rows import lost_blocks
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
 from hescribe.sections import Section
-from hescribe.types import Expression, Features, Mpp
+from hescribe.types import Expression, Features, Mpp, Views
 from hescribe.version import __version__
 
 PICTURE_PX = 600  #: longer side of the slide's picture in a prediction, as of Visium's "lowres"
@@ -105,6 +105,7 @@ def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | N
         "image_path": str(image.resolve()) if image else "",  # where a viewer finds it again, if it stays there
         "mpp": float(mpp),
         "tile_um": float(bundle.extraction.tile_um),
+        "views": bundle.extraction.views,
         "seen_in_training": slide in bundle.training_sections,
         "patient_seen_in_training": patient_key(patient) in {patient_key(p) for p in bundle.training_sections.values()},
         "unit": name_unit(bundle.target_sum),
@@ -120,6 +121,7 @@ def predict_sections(
     device: str = "auto",
     min_pcc: float | None = None,
     dtype: Literal["float32", "float16"] = "float32",
+    views: Views | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Predict sections into ``output/<section_id>.zarr``; finished ones of the same bundle are kept.
@@ -132,6 +134,8 @@ def predict_sections(
         Write only genes whose ``expected_pcc`` is at least this.
     dtype
         Of ``X``.
+    views
+        As for ``Bundle.with_views``.
     overwrite
         Replace predictions that are there.
 
@@ -151,6 +155,7 @@ def predict_sections(
     """
     if dtype not in ("float32", "float16"):
         raise InputError(f"{dtype!r} is none of float32, float16", path="--dtype")
+    bundle = bundle.with_views(views)
     for what, there in (("an image", lambda s: s.image is not None), ("spots", lambda s: s.has_expression)):
         if missing := [s.section_id for s in sections if not there(s)]:
             logger.info(f"without {what}, left out: {', '.join(missing)}")
@@ -212,6 +217,7 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str],
         "another image": told.get("image") != (section.image.name if section.image else ""),
         "other spots": list(there.obs_names) != list(section.adata.obs_names)
         or not np.array_equal(there.obsm[keys.SPATIAL], tiles.centres),
+        "another --views": told.get("views") != bundle.extraction.views,
         "another scale": told.get("mpp") != section.mpp,
         "an image that has changed since": told.get("tiles") != tiles.fingerprint(),
     }

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hescribe.methods.layers import gather_rows
-from hescribe.types import Features, SparseExpression
+from hescribe.types import Features, SparseExpression, Views
 
 
 class Batch(NamedTuple):
@@ -300,7 +300,7 @@ class Method:
     config: type[MethodConfig]
     build: Build
     can_fine_tune: bool
-    views: Literal[1, 4, 8] = 1
+    views: Views = 1
     tokens: bool = False
     trainable: tuple[str, ...] = ()
     knows_patients: bool = False

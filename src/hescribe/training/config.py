@@ -15,6 +15,7 @@ from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.expression import USUAL_SUM
 from hescribe.methods import METHODS
 from hescribe.methods.base import Count, Method, MethodConfig
+from hescribe.types import Views
 
 
 class TrainConfig(BaseModel):
@@ -33,7 +34,7 @@ class TrainConfig(BaseModel):
         USUAL_SUM, description="counts per spot after scaling; median: each section's median library size"
     )
     tile_um: float = Field(112.0, gt=0, le=10_000, description="side of a tile, µm")
-    views: Literal[1, 4, 8] | None = Field(
+    views: Views | None = Field(
         None, description="symmetries of a tile whose features are averaged; default: the method's"
     )
     fine_tune: bool = Field(default=False, description="train the encoder's weights too")

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pytest
 import zarr
@@ -24,7 +25,7 @@ from hescribe.plots.ground import find_ground
 from hescribe.slides.blocks.sweep import Batch
 from hescribe.slides.reader import open_slide
 from hescribe.slides.tiles import SlideTiles
-from hescribe.types import Context
+from hescribe.types import Context, Views
 from tests.inference.slides.made import GENES, MPP, draw_slide, make_bundle, write_slide
 
 
@@ -68,9 +69,23 @@ def test_whatever_is_described(name: str, slide: Path, tmp_path: Path) -> None:
     check(make_bundle("ridge", context=CONTEXTS[name], views=4), slide, tmp_path, stride_um=stride_um)
 
 
-def check(bundle, slide: Path, folder: Path, *, stride_um: float = 80.0) -> None:  # type: ignore[no-untyped-def]
-    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=stride_um, precision="fp32")
-    found = read_prediction(path)
+def test_other_views_than_trained(slide: Path, tmp_path: Path) -> None:
+    bundle, out = make_bundle("ridge", views=4), tmp_path / "out.zarr"
+    found = check(bundle, slide, tmp_path, views=1)
+    assert found.uns[keys.PROVENANCE]["views"] == 1
+    as_trained = check(bundle, slide, tmp_path / "four")
+    assert np.abs(found.X - as_trained.X).max() > 1e-3  # the encoder tells a tile from its mirror image
+    with pytest.raises(OutputError, match="another --views"):
+        predict_slide(bundle, slide, out, stride_um=80.0, precision="fp32")
+    with pytest.raises(InputError, match="--views: 3 is none of 1, 4, 8"):
+        predict_slide(bundle, slide, tmp_path / "b.zarr", views=3)  # type: ignore[arg-type]
+
+
+def check(  # type: ignore[no-untyped-def]
+    bundle, slide: Path, folder: Path, *, stride_um: float = 80.0, views: Views | None = None
+) -> ad.AnnData:
+    path = predict_slide(bundle, slide, folder / "out.zarr", stride_um=stride_um, precision="fp32", views=views)
+    bundle, found = bundle.with_views(views), read_prediction(path)
     assert found.n_obs > 150
     tiles = SlideTiles(slide, found.obsm[keys.SPATIAL], mpp=MPP, slide_id="s")
     described = describe_tiles(tiles, bundle.encoder, bundle.extraction, use_cache=False)
@@ -82,6 +97,7 @@ def check(bundle, slide: Path, folder: Path, *, stride_um: float = 80.0) -> None
     np.testing.assert_array_equal(
         found.obs[keys.INTERVAL_SCALE], bundle.trust.interval_scale(found.obs[keys.NOVELTY].to_numpy())
     )
+    return found
 
 
 @pytest.mark.usefixtures("_small_steps")

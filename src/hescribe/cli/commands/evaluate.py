@@ -17,6 +17,7 @@ def evaluate(
     without: o.Without = None,
     markers: o.Genes = "",
     allow_same_patient: o.SamePatient = False,
+    views: o.ViewsAgain = None,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     config: o.Config = None,
@@ -29,7 +30,7 @@ def evaluate(
     from hescribe.inference.evaluate import evaluate as evaluate_bundle
 
     check_report(output)
-    trained = load_bundle(bundle)
+    trained = load_bundle(bundle).with_views(views)  # type: ignore[arg-type]
     scores = evaluate_bundle(
         trained,
         o.choose_sections(sections, only=only, without=without),

@@ -78,6 +78,7 @@ def predict(
     precision: Precision = "auto",
     engine: Engine = "auto",
     dtype: Dtype = "float32",
+    views: o.ViewsAgain = None,
     min_pcc: Annotated[
         float | None, typer.Option(help="Write only genes whose expected correlation is at least this, e.g. 0.2.")
     ] = None,
@@ -101,7 +102,7 @@ def predict(
     if bool(slides) == (sections is not None):
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
     check_idle(context, _idle(sections=sections is not None, cluster=cluster is not None))
-    common = {"min_pcc": min_pcc, "dtype": dtype, "overwrite": overwrite}
+    common = {"min_pcc": min_pcc, "dtype": dtype, "views": views, "overwrite": overwrite}
     grid = {
         "stride_um": stride_um,
         "mpp": mpp,

@@ -97,6 +97,7 @@ class SlideJob:
         encoder: PreparedEncoder,
     ) -> SlideJob:
         """Open the slide and find out what its prediction depends on."""
+        bundle = bundle.with_views(options.views)
         known = bool(options.patient) and bundle.knows_patient(options.patient)
         genes = trusted_genes(bundle, options.min_pcc, known_patient=known)
         slide = open_slide(path)
@@ -127,6 +128,7 @@ class SlideJob:
             "dtype": self.options.dtype,
             "patient": self.options.patient,
             "known_patient": self.known_patient,
+            "views": self.bundle.extraction.views,
         }
         if self.options.precision != "auto":  # whatever was settled is right where none is asked for
             facts["precision"] = self.options.precision

@@ -36,9 +36,9 @@ from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
 from hescribe.slides.grid import SMALLEST_STRIDE_UM
 from hescribe.slides.slide import Rgb, hash_slide, slide_files
-from hescribe.types import PLAUSIBLE_MPP, Centres, Microns, Mpp
+from hescribe.types import PLAUSIBLE_MPP, Centres, Microns, Mpp, Views
 
-FORMAT = 5  #: raised when the way a slide is predicted changes any number
+FORMAT = 6  #: raised when the way a slide is predicted, or what is noted of it, changes
 BATCH = 64  #: tiles at once through the encoder
 CHUNK = 1024  #: tiles between two marks of progress
 
@@ -69,6 +69,8 @@ class SlideOptions:
         Only genes whose expected correlation is at least this.
     patient
         Whose slides they are; a patient of the bundle's training sections may be predicted more boldly.
+    views
+        As for ``Bundle.with_views``.
     """
 
     stride_um: Microns | None = None
@@ -78,6 +80,7 @@ class SlideOptions:
     min_pcc: float | None = None
     patient: str = ""
     engine: EngineChoice = "auto"
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         choices = {

@@ -18,6 +18,7 @@ from hescribe.inference.bundle import Bundle
 from hescribe.inference.slides.job import SlideJob
 from hescribe.inference.slides.plan import SlideOptions, alone
 from hescribe.inference.slides.prepared import PreparedEncoder
+from hescribe.types import Views
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Options(TypedDict, total=False):
     min_pcc: float | None
     patient: str
     engine: Literal["auto", "torch", "openvino"]
+    views: Views | None
 
 
 def predict_slide(
