@@ -14,7 +14,7 @@ from hescribe.cli.config import write_resolved
 def demo(
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, bundle and report.")] = Path("demo"),
-    method: Annotated[str, typer.Option(help="The method to train.")] = "bleep",
+    method: Annotated[str, typer.Option(help="The method to train.")] = "fusion",
     seed: o.Seed = 0,
     overwrite: o.Overwrite = False,
     config: o.Config = None,
@@ -29,7 +29,8 @@ def demo(
     from hescribe.sections import read_sections
     from hescribe.training import TrainConfig, train
 
-    settings = TrainConfig(method=method, encoder="stain", seed=seed, device="cpu")
+    # What this encoder measures does not change when a tile is turned
+    settings = TrainConfig(method=method, encoder="stain", views=1, seed=seed, device="cpu")
     settings.method_config()  # refused before anything is removed
     check_free(output, overwrite=overwrite, like="data/sections.csv")
     remove(output)
