@@ -114,7 +114,7 @@ def blocks(image: np.ndarray, length: int) -> Iterator[np.ndarray]:
             yield block
 
 
-def make_bundle(encoder: Encoder, genes: int, method: str, spots: int = 400) -> Bundle:
+def make_bundle(encoder: Encoder, genes: int, method: str, spots: int = 400, views: int = 1) -> Bundle:
     """A bundle of the right shapes, learned from noise: the time and memory it takes do not depend on what it says."""
     rng = np.random.default_rng(0)
     row = METHODS[method]
@@ -138,7 +138,7 @@ def make_bundle(encoder: Encoder, genes: int, method: str, spots: int = 400) -> 
     colours = rng.normal(size=(spots, load_colours(encoder.input_px).width)).astype("f")
     novelty = Novelty.fit(rng.normal(size=(spots, encoder.width)).astype("f"), colours, origin.section)
     return Bundle(
-        method, config, encoder, Extraction(context=context), model.eval(), reference, table, novelty, None,  # type: ignore[arg-type]
+        method, config, encoder, Extraction(views=views, context=context), model.eval(), reference, table, novelty, None,  # type: ignore[arg-type]
         pd.DataFrame(), {"sections": {}, "version": "0"}, hash=f"{method}-{genes}",
     )  # fmt: skip
 
@@ -215,7 +215,7 @@ def engines(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None = None) -> dict[str, object]:
     """One whole slide in this process."""
     encoder = random_encoder(args.encoder)
-    bundle = make_bundle(encoder, genes, args.method)
+    bundle = make_bundle(encoder, genes, args.method, views=args.views)
     slide, output = make_slide(args.cache, side), args.cache / f"out-{side}-{genes}.zarr"
     for old in (output, Work.beside(output).folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -231,7 +231,7 @@ def run(args: argparse.Namespace, side: int, genes: int, stride_um: float | None
     told = read_uns(output, keys.PROVENANCE)
     shutil.rmtree(output)
     return {
-        "side": side, "genes": genes, "tiles": tiles, "scales": len(bundle.extraction.context.scales),
+        "side": side, "genes": genes, "tiles": tiles, "images_a_tile": args.views * len(bundle.extraction.context.scales),
         "precision": str(told["precision"]), "engine": str(told["engine"]), "seconds": round(seconds, 1), "tiles_per_s": round(tiles / seconds, 2),
         "peak_gb": round(peak.bytes / 1e9, 3),
     }  # fmt: skip
@@ -247,15 +247,15 @@ def speed(args: argparse.Namespace) -> None:
     found = run(args, args.side, args.genes_speed)
     after, _ = encoder_alone(encoder, tiles, *how, seconds=args.seconds)
     alone = 2 / (1 / before + 1 / after)
-    # An encoder that looks at each tile at several scales has as many images to encode
-    share = float(found["tiles_per_s"]) * int(found["scales"]) / alone  # type: ignore[arg-type]
+    # An encoder that looks at each tile at several scales, and turned, has as many images to encode
+    share = float(found["tiles_per_s"]) * int(found["images_a_tile"]) / alone  # type: ignore[arg-type]
     print(json.dumps({**found, "encoder_images_per_s": round(alone, 2), "share": round(share, 3)}))
 
 
 def apart(args: argparse.Namespace, side: int, genes: int, stride_um: float | None = None) -> dict[str, float]:
     """The same in a process of its own; printed, too."""
     command = [sys.executable, __file__, "one", "--side", str(side), "--genes-speed", str(genes)]
-    for name in ("encoder", "method", "device", "precision", "cache"):
+    for name in ("encoder", "method", "views", "device", "precision", "cache"):
         command += [f"--{name}", str(getattr(args, name))]
     if stride_um:
         command += ["--strides", str(stride_um)]
@@ -295,6 +295,9 @@ def main() -> None:
     parser.add_argument("--strides", default="", help="of scaling: µm from tile to tile; one: a tile beside the other")
     parser.add_argument("--encoder", default="timm:mobilenetv1_100")
     parser.add_argument("--method", default="ridge")
+    parser.add_argument(
+        "--views", type=int, default=1, help="symmetries of a tile that are encoded; fusion trains on 4"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=0, help="of torch; none: its own choice")
