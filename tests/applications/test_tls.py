@@ -15,6 +15,7 @@ from PIL import Image
 from shapely.geometry import Point, box, shape
 
 from hescribe.cli.main import run
+from hescribe.downstream.tls.call import tls
 from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import InputError
 from hescribe.io.store import write_anndata
@@ -201,3 +202,34 @@ def test_the_map_shows_outlines_and_numbers():
     low, high = panels[-1].collections[0].get_clim()
     score = section.obs["tls_score"]
     assert (low, high) == pytest.approx((score.quantile(0.1), score.quantile(0.9)))
+
+
+def test_several_sections_in_one_table_are_no_section():
+    adata = prediction()
+    with pytest.raises(InputError, match="300 of 600 spots lie where another does"):
+        tls(ad.concat([adata, adata], merge="same", uns_merge="first"))
+
+
+def test_a_section_that_cannot_be_used_does_not_end_the_others(tmp_path, cli):
+    store(tmp_path / "p", prediction())
+    broken = prediction(name="P2")
+    broken.X[3, 1] = np.nan
+    store(tmp_path / "p", broken)
+    code, _, err = cli("tls", tmp_path / "p", "-o", tmp_path / "out", *FEW)
+    assert code == 0
+    assert (
+        f"P2: expression must be counts or log1p of counts, without negative or missing values (see '{SIGNATURE[1]}'); left out"
+        in err
+    )
+    assert {p.name for p in (tmp_path / "out").glob("*.csv")} >= {"P1.tls.csv"}
+    assert "P2: expression must be" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_where_nothing_stands_out_at_all(tmp_path, cli):
+    flat = prediction()
+    flat.X[:] = 1.0
+    code, _, _ = cli("tls", store(tmp_path, flat), "-o", tmp_path / "out", *FEW)
+    assert code == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "No structure: no place stands out from the others at all." in page
+    assert "inf was needed" not in page

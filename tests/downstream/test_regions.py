@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from typer.testing import CliRunner
 
 from hescribe import keys
+from hescribe.applications.regions import find_regions
 from hescribe.downstream.regions import RegionSettings, adjacency, name_cluster, neighbourhood, regions, relax
 from hescribe.errors import InputError
 
@@ -136,6 +137,10 @@ def test_nonsense_is_refused() -> None:
     adata, _ = planted()
     with pytest.raises(InputError, match="6 spots are too few for 4 regions"):
         regions(adata[:6], SETS)
+    with pytest.raises(InputError, match="1 spot is too few"):
+        regions(adata[:1], SETS)
+    with pytest.raises(InputError, match="196 of 392 spots lie where another does; are these several sections"):
+        regions(ad.concat([adata, adata], merge="same", uns_merge="first"), SETS)
     with pytest.raises(InputError, match="no gene varies"):
         flat = adata.copy()
         flat.X = sparse.csr_matrix(np.ones(adata.shape, dtype="f"))
@@ -144,7 +149,7 @@ def test_nonsense_is_refused() -> None:
         regions(ad.AnnData(np.ones((20, 20)), var=pd.DataFrame(index=GENES)), SETS)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from hescribe.cli.main import app
     from hescribe.io.store import write_anndata
 
@@ -165,3 +170,17 @@ def test_the_command(tmp_path: Path) -> None:
     assert "tumour" in (tmp_path / "out" / "index.html").read_text()
     with pytest.raises(Exception, match="already exists"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+    # A set without genes and a section of too few spots are left out, and it is said; nothing else is lost by them
+    with sets.open("a") as file:
+        file.write("bone,NOPE\n")
+    write_anndata(adata[:1].copy(), tmp_path / "pred" / "T.zarr")
+    caplog.clear()
+    run = CliRunner().invoke(app, [*arguments, "--clusters", "3", "--overwrite"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    assert "S: the data have no gene of: bone" in caplog.text
+    assert "T: 1 spot is too few for 3 regions (at least 2 spots a region); left out" in caplog.text
+    assert "T: 1 spot is too few" in (tmp_path / "out" / "index.html").read_text()
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "S.regions.csv", index_col="spot"), table)
+    with pytest.raises(InputError, match="T: 1 spot is too few"):
+        find_regions(tmp_path / "pred" / "T.zarr", tmp_path / "alone", gene_sets=sets)
+    assert not (tmp_path / "alone").exists()

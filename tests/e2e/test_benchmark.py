@@ -145,7 +145,7 @@ def test_the_page_stands_alone(made: tuple[Benchmark, Path]) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "HEG-50, leave-one-patient-out, stain: ridge " in page
     assert len(list((folder / "figures").glob("*.png"))) == 4
-    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == [".benchmark.json.lock"]
 
 
 @pytest.mark.usefixtures("no_page")

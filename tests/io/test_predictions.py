@@ -15,6 +15,8 @@ import zarr
 
 from hescribe import keys
 from hescribe.errors import InputError, OutputError
+from hescribe.inference.predict import predict, read_prediction
+from hescribe.inference.present import find_predictions
 from hescribe.io.predictions import export_spatialdata, open_prediction
 from hescribe.io.rows import GrowingTable
 from hescribe.io.store import write_anndata
@@ -237,3 +239,23 @@ def test_scanpy_goes_on_with_it(path: Path, tmp_path: Path) -> None:
     table = read(export_spatialdata(path, tmp_path / "s.zarr")).tables[keys.TILES_TABLE]
     sc.pp.pca(table, n_comps=2)
     assert table.obsm["X_pca"].shape == (len(CENTRES), 2)
+
+
+def test_read_again_from_wherever_it_was_put(path: Path, tmp_path: Path) -> None:
+    made = read_prediction(path)
+    made.write_h5ad(tmp_path / "S.h5ad")
+    store = export_spatialdata(path, tmp_path / "new.zarr")
+    for where in (tmp_path / "S.h5ad", store):
+        assert find_predictions(where) == [where]
+        again = read_prediction(where)
+        np.testing.assert_array_equal(again.X, made.X)
+        pd.testing.assert_frame_equal(again.var, made.var)
+        assert again.uns[keys.PROVENANCE]["slide"] == "S"
+    ad.AnnData(np.ones((2, 2), dtype="f")).write_h5ad(tmp_path / "other.h5ad")
+    with pytest.raises(InputError, match="not a prediction of hescribe"):
+        read_prediction(tmp_path / "other.h5ad")
+
+
+def test_what_is_no_section_is_not_predicted() -> None:
+    with pytest.raises(InputError, match=r"AnnData is no section \(one of read_sections"):
+        predict(None, prediction())  # type: ignore[arg-type]

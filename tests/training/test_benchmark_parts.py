@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import pickle
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,19 @@ import pytest
 
 from hescribe.datasets.synthetic import make_synthetic
 from hescribe.encoders import Extraction, describe_tiles, load_encoder
+from hescribe.errors import HescribeWarning, LeakageError, OutputError
 from hescribe.evaluation.scores import score_section
 from hescribe.sections import Section, SomeSpots, read_sections
+from hescribe.training import TrainConfig, train
+from hescribe.training.benchmark import benchmark
 from hescribe.training.benchmark.cost import measured
 from hescribe.training.benchmark.kept import read_scores, write_scores
 from hescribe.training.benchmark.plan import Run, encoder_label, file_name
+from hescribe.training.benchmark.record import held
 from hescribe.training.benchmark.spots import some_spots
 from hescribe.types import Context
+
+CONFIG = TrainConfig(method="mean", encoder="stain", inner_folds=0, genes="hvg:30", min_detected=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +129,38 @@ def test_names_of_folders_and_encoders() -> None:
     assert all(Path(n).name == n and not n.startswith(".") for n in made)
     run = Run("ridge", "timm:x@w", "leave-one-patient-out", 2, 0.25)
     assert run.folder(Path("b")).parts[-2:] == ("seed-2", "share-0.25")
+
+
+def test_two_at_once_in_one_folder_are_refused(sections: list[Section], tmp_path: Path) -> None:
+    """Each would have lost the other's runs from its tables."""
+    with held(tmp_path / "b"), pytest.raises(OutputError, match="is being written by another process"):
+        benchmark(sections, ["mean"], CONFIG, output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_section_under_two_names_is_a_leak(sections: list[Section], tmp_path: Path) -> None:
+    first = sections[0]
+    named = {"section_id": "copy", "patient_id": "somebody else", "expression": tmp_path / "copy.tsv"}
+    again = Section(first.row.__class__(**{**vars(first.row), **named}))
+    vars(again).update(adata=first.adata.copy(), mpp=first.mpp)
+    given = [s for s in sections if s.image is not None]
+    with pytest.raises(
+        LeakageError, match="'copy' and 'P1_S1' have the same counts, and stand in training and in test"
+    ):
+        benchmark([*given, again], ["mean"], CONFIG, output=tmp_path / "b")
+    again.adata.X = again.adata.X * 2
+    with pytest.raises(LeakageError, match="'copy' and 'P1_S1' are the same spots of one image"):
+        benchmark([*given, again], ["mean"], CONFIG, output=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_mean_over_all_spots_is_told_of(sections: list[Section], tmp_path: Path) -> None:
+    given = [s for s in sections if s.image is not None]
+    few = [SomeSpots(s.row, s, np.arange(12)) for s in given]
+    config = CONFIG.model_copy(update={"method": "knn"})
+    with pytest.warns(HescribeWarning, match="knn averages over 50 spots and has 24 to learn from"):
+        train(few, config, output=tmp_path / "few")
+    fewer = config.model_copy(update={"options": {"retrieval": {"k": 5}}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HescribeWarning)
+        train(few, fewer, output=tmp_path / "fewer")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import anndata as ad
 from tqdm.auto import tqdm
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_picture, find_predictions
 from hescribe.plots.ground import Thumbnail
@@ -94,6 +95,30 @@ def read_given(path: str | Path, *, sections: str | Path | None = None) -> Itera
         adata = read_prediction(prediction)
         slide = str(adata.uns[keys.PROVENANCE].get("slide", prediction.stem))
         yield Given(prediction.stem, adata, known.get(slide) or known.get(prediction.stem), prediction)
+
+
+def left_out(failed: Mapping[str, InputError], *, of: int) -> list[str]:
+    """Sections of which nothing could be made, for the page: name and reason; told to the caller as well.
+
+    Parameters
+    ----------
+    failed
+        Name → why.
+    of
+        How many sections there were.
+
+    Raises
+    ------
+    InputError
+        All failed; the first one's reason.
+    """
+    told = [f"{name}: {error}" for name, error in failed.items()]
+    if told and len(failed) == of:
+        raise InputError(told[0]) from next(iter(failed.values()))
+    told = [f"{text}; left out" for text in told]
+    for text in told:
+        warnings.warn(text, HescribeWarning, stacklevel=3)
+    return told
 
 
 def _shown(items: Sequence[Item]) -> Iterable[Item]:

@@ -10,14 +10,15 @@ import anndata as ad
 import pandas as pd
 
 from hescribe import keys, plots
-from hescribe.applications.inputs import Given, read_given
-from hescribe.downstream.gene_sets import ANY, marker_sets, read_gene_sets
+from hescribe.applications.inputs import Given, left_out, read_given
+from hescribe.downstream.gene_sets import ANY, marker_sets, present_sets, read_gene_sets
 from hescribe.downstream.polygons import region_polygons, write_geojson
 from hescribe.downstream.regions import RegionSettings, regions
-from hescribe.errors import HescribeWarning
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.pitch import distance_between
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.plots.regions import region_colours
+from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.report.tools import FIGURES, PAGE, Chapter, Plate, write_tool_page
 from hescribe.version import __version__
 
@@ -67,7 +68,7 @@ def find_regions(
     Raises
     ------
     InputError
-        What was given cannot be used.
+        What was given cannot be used; of several sections those that cannot are left out, and it is said.
     OutputError
         The folder is there already or cannot be written.
     """
@@ -75,6 +76,7 @@ def find_regions(
     how = settings or RegionSettings()
     target = Path(output)
     cautions: list[str] = []
+    failed: dict[str, InputError] = {}
     with write_atomically(target, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
         (folder / FIGURES).mkdir()
@@ -82,10 +84,15 @@ def find_regions(
         for given in read_given(path, sections=sections):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", HescribeWarning)
-                found = regions(given.adata, sets, how)
+                try:
+                    found = regions(given.adata, present_sets(given.adata, sets), how)
+                except InputError as error:
+                    failed[given.name] = error
+                    continue
             cautions += _said(given.name, caught)
             rows.append(_shares(given.name, found))
             chapters.append(_section(folder, given, found))
+        cautions += left_out(failed, of=len(failed) + len(chapters))
         cards = {"sections": str(len(chapters)), "marker sets": str(len(sets))}
         overview = Chapter("Overview", text=[_NOTE], tables=[("Share of the spots", pd.DataFrame(rows).fillna(0.0))])
         write_tool_page(
@@ -137,7 +144,8 @@ def _facts(given: Given, found: ad.AnnData) -> str:
 def _score_plate(given: Given, found: ad.AnnData, column: str) -> Plate:
     name = column.removeprefix(keys.SCORE)
     figure = plots.obs_map(found, column, thumbnail=given.thumbnail, title=name, label="score")
-    return Plate(figure, f"{given.name}-{name}", alt=f"Map of the score of {name} in {given.name}")
+    alt = f"Map of the score of {name} in {given.name}"
+    return Plate(figure, f"{given.name}-{name}", alt=alt, colours=EXPRESSION_COLOURS)
 
 
 def clusters(found: ad.AnnData) -> pd.DataFrame:

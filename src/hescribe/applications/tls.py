@@ -12,13 +12,14 @@ import pandas as pd
 from shapely.geometry.base import BaseGeometry
 
 from hescribe import keys, plots
-from hescribe.applications.inputs import Given, read_given
+from hescribe.applications.inputs import Given, left_out, read_given
 from hescribe.downstream.gene_sets import MIN_PCC
 from hescribe.downstream.polygons import region_polygons, write_geojson
 from hescribe.downstream.tls.call import TLSSettings, tls
 from hescribe.downstream.tls.scores import DEFAULT_SCORE, SCORES, read_coefficients
 from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.io.store import write_anndata, write_atomically
+from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.version import __version__
 
@@ -75,7 +76,8 @@ def find_structures(
     Raises
     ------
     InputError
-        Nothing of that kind at ``path``, an unknown score, or what `tl.tls` refuses.
+        Nothing of that kind at ``path``, an unknown score, or what `tl.tls` refuses; of several sections those that it
+        refuses are left out, and it is said.
     OutputError
         The folder is there already.
     """
@@ -88,15 +90,26 @@ def find_structures(
     with write_atomically(output, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
         chapters, tables = [], {}
+        failed: dict[str, InputError] = {}
         concerned: dict[str, list[str]] = {}  # what is said of many slides is said once
         for subject in read_given(path, sections=sections):
-            found, said = _call(subject, score, how, model, min_pcc)
+            try:
+                found, said = _call(subject, score, how, model, min_pcc)
+            except InputError as error:
+                failed[subject.name] = error
+                continue
             polygons = _write(subject, found, folder, score)
             chapters.append(_chapter(subject, found, polygons, score, how))
             tables[subject.name] = found
             for text in said:
                 concerned.setdefault(text, []).append(subject.name)
-        cautions = [_NOTE, _NULLS[how.null], *(f"{list_some(names)}: {text}" for text, names in concerned.items())]
+        told = left_out(failed, of=len(failed) + len(chapters))
+        cautions = [
+            _NOTE,
+            _NULLS[how.null],
+            *(f"{list_some(names)}: {text}" for text, names in concerned.items()),
+            *told,
+        ]
         _write_page(folder, chapters, tables, cautions=cautions, provenance=_provenance(score, how, path))
     return Path(output) / PAGE
 
@@ -157,14 +170,18 @@ def _chapter(
 ) -> Chapter:
     n = len(found)
     threshold = float(subject.adata.uns[keys.TLS]["threshold_z"])
-    above = f"above z = {threshold:.2f}" if np.isfinite(threshold) else "for no place stands out at all"
-    text = (
-        f"{n} structure{'s' * (n != 1)} {above}, {found['n_spots'].sum()} of {subject.adata.n_obs:,} spots, "
-        f"{found['area_mm2'].sum():.2f} mm²."
-        if n
-        else f"No structure at a level of {how.alpha:g}: the highest place has z = "
-        f"{subject.adata.obs[keys.TLS_Z].max():.2f}, and {threshold:.2f} was needed."
-    )
+    if n:
+        text = (
+            f"{n} structure{'s' * (n != 1)} above z = {threshold:.2f}, {found['n_spots'].sum()} of "
+            f"{subject.adata.n_obs:,} spots, {found['area_mm2'].sum():.2f} mm²."
+        )
+    elif np.isfinite(threshold):
+        text = (
+            f"No structure at a level of {how.alpha:g}: the highest place has z = "
+            f"{subject.adata.obs[keys.TLS_Z].max():.2f}, and {threshold:.2f} was needed."
+        )
+    else:
+        text = "No structure: no place stands out from the others at all."
     figure = plots.tls_map(
         subject.adata, polygons, thumbnail=subject.thumbnail, mpp=subject.mpp, label=SCORES[score], title=subject.name
     )
@@ -174,6 +191,7 @@ def _chapter(
         f"Map of the score of {subject.name} with {n} outlined structures.",
         f"Score: {SCORES[score]}, {'predicted' if subject.predicted else 'measured'}, smoothed over {how.smooth_um:g} µm; colours run from its 10th to its "
         "90th percentile.",
+        colours=EXPRESSION_COLOURS,
     )
     tables = [("Structures, heaviest first", found.rename(columns=_HEADINGS))] if n else []
     return Chapter(subject.name, [text], [plate], tables)

@@ -104,8 +104,14 @@ def log_expression(adata: ad.AnnData) -> sparse.csr_matrix | npt.NDArray[np.floa
         raise InputError(f"an empty table ({adata.n_obs} spots × {adata.n_vars} genes)")
     matrix = adata.X
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
-    if not np.isfinite(values).all() or (values.size and values.min() < -1e-3 and keys.EXPECTED_PCC not in adata.var):
-        raise InputError("expression must be counts or log1p of counts, without negative or missing values")
+    least = -np.inf if keys.EXPECTED_PCC in adata.var else -1e-3
+    wrong = ~(np.isfinite(values) & (values >= least))
+    if wrong.any():
+        column = matrix.tocoo().col[wrong][0] if sparse.issparse(matrix) else np.flatnonzero(wrong.any(axis=0))[0]
+        raise InputError(
+            "expression must be counts or log1p of counts, without negative or missing values "
+            f"(see {str(adata.var_names[column])!r})"
+        )
     if keys.EXPECTED_PCC in adata.var or not values.size or not np.array_equal(values, np.rint(values)):
         return sparse.csr_matrix(matrix) if sparse.issparse(matrix) else np.asarray(matrix, dtype=np.float32)
     return log_normalise(sparse.csr_matrix(matrix))
@@ -123,6 +129,30 @@ def match_genes(adata: ad.AnnData, genes: list[str]) -> npt.NDArray[np.intp]:
     loose = dict(zip(folded[once], np.flatnonzero(once), strict=True))
     found = (index.get(gene, index.get(gene.split(".")[0], loose.get(gene.upper()))) for gene in genes)
     return np.array(list(dict.fromkeys(int(i) for i in found if i is not None)), dtype=np.intp)
+
+
+def present_sets(adata: ad.AnnData, sets: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The sets of which the data have a gene.
+
+    Warns
+    -----
+    HescribeWarning
+        Names those that are left out.
+
+    Raises
+    ------
+    InputError
+        None is left.
+    """
+    there = {name: list(genes) for name, genes in sets.items() if len(match_genes(adata, list(genes)))}
+    if not there:
+        raise InputError(
+            f"the data have no gene of any set ({list_some(list(sets))}; the data's are {', '.join(adata.var_names[:3])}, …)",
+            fix="give gene sets in the data's own names",
+        )
+    if missing := [name for name in sets if name not in there]:
+        warnings.warn(f"the data have no gene of: {', '.join(missing)}", HescribeWarning, stacklevel=2)
+    return there
 
 
 def score_gene_sets(
@@ -156,16 +186,21 @@ def score_gene_sets(
     Raises
     ------
     InputError
-        The data have no gene of a set, or the method is unknown.
+        The data have no gene of a set, none was given, or the method is unknown.
     """
     if method not in _SCORES and method not in _DECOUPLER:
         raise InputError(f"no way of scoring named {method!r}", fix=f"one of {', '.join([*_SCORES, *_DECOUPLER])}")
+    if not sets:
+        raise InputError("no gene set was given")
+    for name, genes in sets.items():
+        if isinstance(genes, str):
+            raise InputError(f"the set {name!r} is a word, not a list of genes", fix=f"[{genes!r}]")
     columns = {name: match_genes(adata, list(genes)) for name, genes in sets.items()}
     for name, found in columns.items():
         if not len(found):
-            first = ", ".join(list(sets[name])[:3])
+            first = ", ".join(list(sets[name])[:3]) + ", …" * (len(sets[name]) > 3)
             raise InputError(
-                f"the data have no gene of the set {name!r} ({first}, …; the data's are {', '.join(adata.var_names[:3])}, …)",
+                f"the data have no gene of the set {name!r} ({first}; the data's are {', '.join(adata.var_names[:3])}, …)",
                 fix="give gene sets in the data's own names",
             )
     _warn(adata, sets, columns, min_pcc)

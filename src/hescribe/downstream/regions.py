@@ -27,7 +27,7 @@ from hescribe.downstream.gene_sets import (
     untrusted_genes,
 )
 from hescribe.errors import InputError
-from hescribe.io.pitch import distance_between
+from hescribe.io.pitch import check_apart, distance_between
 from hescribe.types import Centres, Microns
 
 UNCLEAR = "unclear"  #: label of a cluster that no marker set stands out in
@@ -106,15 +106,17 @@ def regions(
     Raises
     ------
     InputError
-        No positions, fewer spots than clusters, no variable gene, or no gene of a set.
+        No positions or several spots at one, fewer spots than clusters, no variable gene, or no gene of a set.
     """
     how = settings or RegionSettings()
     if keys.SPATIAL not in adata.obsm:
         raise InputError(f'no positions in obsm["{keys.SPATIAL}"]', fix="regions need to know where the spots are")
     wanted = how.n_clusters or min(_COUNTS)
     if adata.n_obs < max(2 * wanted, 8):
-        raise InputError(f"{adata.n_obs} spots are too few for {wanted} regions", fix="at least 2 spots a region")
+        few = "1 spot is" if adata.n_obs == 1 else f"{adata.n_obs} spots are"
+        raise InputError(f"{few} too few for {wanted} regions", fix="at least 2 spots a region")
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
+    check_apart(centres)
     sets = sets or marker_sets()
     scores = score_gene_sets(adata, sets, method=how.scoring, min_pcc=how.min_pcc)
     naming = [name for name, genes in sets.items() if can_name(adata, genes, how.min_pcc)]

@@ -52,6 +52,10 @@ def predict(
         Spots × genes: ``X`` float32, log1p of counts per 10,000 or on the bundle's own scale, trust in ``var`` and
         ``obs``, provenance in ``uns``; cell types in ``obsm`` where the method retrieves and its reference knows them.
     """
+    if not isinstance(section, Section):
+        raise InputError(
+            f"{type(section).__name__} is no section", fix="one of read_sections(…); predict_slide is for whole slides"
+        )
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
     tiles = section.tiles()
@@ -228,7 +232,7 @@ def _is_finished(path: Path, bundle: Bundle, section: Section, genes: list[str],
 
 
 def read_prediction(path: str | Path) -> ad.AnnData:
-    """Read a prediction.
+    """Read a prediction: a store of ``predict``, the one inside a SpatialData store, or an ``.h5ad`` it was saved to.
 
     Raises
     ------
@@ -237,12 +241,16 @@ def read_prediction(path: str | Path) -> ad.AnnData:
     """
     if not Path(path).exists():
         raise InputError("no such prediction", path=path, fix="make one with 'hescribe predict'")
+    store = Path(path)
+    inside = store / "tables" / keys.TILES_TABLE
+    store = inside if inside.is_dir() else store
+    h5ad = store.suffix.lower() == ".h5ad"
     try:
-        prediction = ad.read_zarr(path)
+        prediction = ad.read_h5ad(store) if h5ad else ad.read_zarr(store)
     except Exception as error:  # zarr and anndata raise many kinds for damaged stores
         raise InputError(f"not a readable prediction ({type(error).__name__}: {error})", path=path) from error
     if keys.PROVENANCE not in prediction.uns:
         raise InputError("an AnnData store, but not a prediction of hescribe", path=path)
-    if lost := lost_blocks(zarr.open_group(path, mode="r").get("X")):
+    if not h5ad and (lost := lost_blocks(zarr.open_group(store, mode="r").get("X"))):
         raise InputError(f"{lost:,} blocks of X are missing", path=path, fix="copy it again, or predict it again")
     return prediction

@@ -38,6 +38,8 @@ def find_predictions(path: str | Path) -> list[Path]:
         There is none.
     """
     folder = Path(path)
+    if folder.is_file() and folder.suffix.lower() == ".h5ad":
+        return [folder]
     if not folder.is_dir():
         raise InputError("no such prediction", path=folder, fix="make one with 'hescribe predict'")
     if is_store(folder):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from hescribe import keys
+from hescribe.errors import InputError
 from hescribe.types import Centres, Level0Px
 
 Lattice = Literal["square", "hexagonal"]
@@ -84,6 +85,21 @@ def _fitted_pitch(places: npt.NDArray[np.float64], centres: Centres) -> Level0Px
         residual = np.linalg.norm(centres - design @ fit, axis=1)
         kept = residual <= max(5 * float(np.median(residual)), 0.1 * pitch)
     return pitch if pitch > 0 else None
+
+
+def check_apart(centres: Centres) -> None:
+    """Refuse spots at one place: of several sections joined, neighbours would be sought among strangers.
+
+    Raises
+    ------
+    InputError
+        Two spots or more lie at one place.
+    """
+    if twice := len(centres) - len(np.unique(centres, axis=0)):
+        raise InputError(
+            f"{twice:,} of {len(centres):,} spots lie where another does; are these several sections?",
+            fix="give each section by itself",
+        )
 
 
 def distance_between(centres: Centres) -> Level0Px:

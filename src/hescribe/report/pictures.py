@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,7 +22,7 @@ from hescribe.plots.style import DPI, EXPRESSION_COLOURS, NOVELTY_COLOURS, signe
 from hescribe.report.contents import Content, choose_genes
 
 _EMBEDDED_PX = 1400  #: width of a picture in the page: twice the place it has, for sharp screens
-_GREYS = 56  #: of a map's 256 colours
+_OTHERS = 96  #: of a map's 256 colours, for all that is not the map itself
 _SVG_LIMIT = 250_000  #: bytes; a larger SVG goes into the page as PNG
 
 
@@ -105,7 +104,7 @@ def _address(kind: str, content: bytes) -> str:
 def _smaller(path: Path, colours: str | None) -> bytes:
     """A PNG of at most 256 colours, a fraction of the size.
 
-    For a map these are the levels of its colour map and greys: colours chosen by frequency would go to the tissue,
+    For a map most of these are the levels of its colour map: were all chosen by frequency, they would go to the tissue,
     and different values would look the same.
     """
     with Image.open(path) as opened:
@@ -115,18 +114,18 @@ def _smaller(path: Path, colours: str | None) -> bytes:
     if colours is None:
         few = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     else:
-        few = _on_palette(image, _palette(colours))
+        few = _on_palette(image, _palette(colours, image))
     buffer = io.BytesIO()
     few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-@cache
-def _palette(colours: str) -> npt.NDArray[np.uint8]:
-    """Colours of an indexed map, (256, 3)."""
-    greys = np.repeat(np.linspace(0, 255, _GREYS).round().astype(np.uint8)[:, None], 3, axis=1)
-    levels = mpl.colormaps[colours](np.linspace(0, 1, 256 - _GREYS), bytes=True)[:, :3]
-    return np.concatenate([greys, levels])
+def _palette(colours: str, image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Colours of an indexed map, (256, 3) or fewer: levels of its colour map, and what else is seen most."""
+    levels = mpl.colormaps[colours](np.linspace(0, 1, 256 - _OTHERS), bytes=True)[:, :3]
+    most = image.quantize(_OTHERS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    ends = np.array([[0, 0, 0], [255, 255, 255]], dtype=np.uint8)  # of letters and paper
+    return np.concatenate([ends, np.array(most[: 3 * (_OTHERS - 2)], dtype=np.uint8).reshape(-1, 3), levels])
 
 
 def _on_palette(image: Image.Image, palette: npt.NDArray[np.uint8]) -> Image.Image:

@@ -36,6 +36,8 @@ class Plate:
         Text below.
     vector
         Put the SVG into the page rather than the PNG.
+    colours
+        Of a map, its colour map: so that different values do not look the same.
     """
 
     figure: Figure
@@ -43,6 +45,7 @@ class Plate:
     alt: str
     caption: str = ""
     vector: bool = False
+    colours: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def _chapter(album: Album, chapter: Chapter) -> dict[str, Any]:
         "text": list(chapter.text),
         "view": chapter.view,
         "pictures": [
-            album.add(p.figure, p.name, alt=p.alt, caption=p.caption, vector=p.vector) for p in chapter.plates
+            album.add(p.figure, p.name, alt=p.alt, caption=p.caption, vector=p.vector, colours=p.colours)
+            for p in chapter.plates
         ],
         "tables": [(caption, _cells(table)) for caption, table in chapter.tables],
     }

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,13 @@ import torch
 
 from hescribe import keys
 from hescribe.encoders import Encoder, load_encoder, mean_of_tokens, resolve_device
-from hescribe.errors import DivergedError, InputError
+from hescribe.errors import DivergedError, HescribeWarning, InputError
 from hescribe.evaluation.splits import inner_splits
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.refine import wanted_refinement
 from hescribe.inference.trust import Novelty, Trust, fit_trust, full_level
 from hescribe.io.store import check_free
-from hescribe.methods.base import MethodConfig
+from hescribe.methods.base import MethodConfig, Retrieval
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section
 from hescribe.slides.tiles import SomeTiles
@@ -119,9 +120,24 @@ def _fitter(sections: Sequence[Section], config: TrainConfig, device: str) -> Fi
     embedding = ready_embedding(data, unpaired, getattr(method_config, "gene_embedding", "learned"))
     cell_types = compositions(data.sections, [s for s in sections if s.image is None and s.has_expression])
     fewest = min([len(data.section), *(len(rows) for rows, _ in _splits(data, config))])
+    _warn_of_few(config, method_config, fewest)
     fitter = Fitter(data, config, method_config, encoder, device, fewest, cell_types, unpaired, embedding)
     wanted_refinement(method_config, encoder, fitter.extraction)  # refused now, not after hours of training
     return fitter
+
+
+def _warn_of_few(config: TrainConfig, method_config: MethodConfig, spots: int) -> None:
+    """Say where a mean over neighbours is one over all spots: the same for every tile."""
+    how = getattr(method_config, "retrieval", None)
+    if not isinstance(how, Retrieval) or how.imputation != "mean" or hasattr(method_config, "prototypes"):
+        return
+    if how.k >= spots:
+        warnings.warn(
+            f"{config.method} averages over {how.k} spots and has {spots} to learn from in one of its fits: every tile "
+            f"gets the same there (fewer neighbours: -O retrieval.k={max(1, spots // 5)})",
+            HescribeWarning,
+            stacklevel=2,
+        )
 
 
 def _encoder(config: TrainConfig, method_config: MethodConfig) -> Encoder:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hescribe.errors import HescribeError, InputError
 from hescribe.inference import read_prediction
-from hescribe.inference.slides import SlidesFailed, predict_slide, predict_slides
+from hescribe.inference.slides import SlidesFailed, job, predict_slide, predict_slides
 from hescribe.inference.slides.run import find_slides, resolve_devices
 from hescribe.slides.slide import Slide
 from hescribe.slides.tissue import find_tissue
@@ -212,3 +212,24 @@ def test_slides_are_found(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(InputError, match="device"):
         resolve_devices(device)
+
+
+def test_a_slide_written_over_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles read before and after are of two slides; they had stood under the name of the first."""
+    path, out = write_slide(tmp_path / "s.tif", IMAGE), tmp_path / "out.zarr"
+    encode = job.encode_slide
+
+    def meanwhile(*args: object, **kwargs: object) -> object:
+        features = encode(*args, **kwargs)  # type: ignore[arg-type]
+        write_slide(path, 255 - IMAGE)
+        return features
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "encode_slide", meanwhile)
+        with pytest.raises(InputError, match=r"s\.tif: the slide has changed while it was read \(run it again\)"):
+            predict_slide(make_bundle(), path, out)
+    assert {p.name for p in tmp_path.iterdir()} == {"s.tif", ".out.zarr.lock"}
+    # One that was only touched is the same
+    write_slide(path, IMAGE)
+    monkeypatch.setattr(job, "encode_slide", lambda *a, **k: (encode(*a, **k), path.touch())[0])
+    assert predict_slide(make_bundle(), path, out).is_dir()

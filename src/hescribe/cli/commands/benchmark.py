@@ -54,6 +54,7 @@ def benchmark(
     """Compare methods without leakage; a benchmark that was interrupted continues, one asked for more grows."""
     from hescribe.evaluation import markdown
     from hescribe.training import TrainConfig
+    from hescribe.training.benchmark import RECORD
     from hescribe.training.benchmark import benchmark as run_benchmark
     from hescribe.training.config import validated
 
@@ -62,7 +63,8 @@ def benchmark(
     settings: TrainConfig = validated(TrainConfig, values, "options")
     compared = {**{name: {} for name in o.split_list(methods)}, **parse_variants(variant)}
     rows = [settings.model_copy(update={"method": changes.get("method", name)}) for name, changes in compared.items()]
-    if rows and all("epochs" in row.idle for row in rows):
+    # A folder that was begun with a number of epochs is only continued with it
+    if rows and not (output / RECORD).is_file() and all("epochs" in row.idle for row in rows):
         check_idle(context, {"epochs": "none of the methods is trained step by step"})
     result = run_benchmark(
         o.choose_sections(sections, only=only, without=without),

@@ -19,7 +19,7 @@ from hescribe.downstream.tls.nulls import Null, arrangements
 from hescribe.downstream.tls.scores import DEFAULT_SCORE, tls_scores
 from hescribe.downstream.tls.smoothing import smoothing_weights, standing_out
 from hescribe.errors import InputError
-from hescribe.io.pitch import spot_pitch
+from hescribe.io.pitch import check_apart, spot_pitch
 from hescribe.types import Level0Px, Microns, Mpp
 
 Numbers = npt.NDArray[np.float64]  #: (n,) one a spot
@@ -116,10 +116,11 @@ def tls(
     Raises
     ------
     InputError
-        No µm per pixel, no positions, an unknown score, or genes that are not there.
+        No µm per pixel, no positions or several spots at one, an unknown score, or genes that are not there.
     """
     settings = settings or TLSSettings()
     centres, scale = _places(adata, mpp)
+    check_apart(centres)
     if isinstance(score, str):
         scores = tls_scores(adata, [score], coefficients=coefficients, cell_types=cell_types, min_pcc=min_pcc)
         raw, name = scores[score].to_numpy(dtype=np.float64), score

@@ -150,6 +150,7 @@ class SlideJob:
         try:
             plan = self._resume(work, overwrite=overwrite) or self._begin(work, cells)
             tiles = self._predict(work, cells, plan)
+            self._check_unchanged()
         except InputError as error:
             if not isinstance(error.__cause__, OSError):  # nothing can be made of a slide that is damaged
                 work.discard()
@@ -162,6 +163,15 @@ class SlideJob:
             f"({tiles / seconds:.0f} tiles/s, {plan['precision']}, {plan['engine']}) → {self.output}"
         )
         return self.output
+
+    def _check_unchanged(self) -> None:
+        """Refuse tiles of two slides under the name of one: the file was written over while it was read."""
+        try:
+            now = Stamp.of(self.path, self.stamp)
+        except OSError:  # gone since; what was read was whole, since the file was held open
+            return
+        if now.content != self.stamp.content:
+            raise InputError("the slide has changed while it was read", path=self.path, fix="run it again")
 
     def _tidy(self, work: Work) -> None:
         """Remove what is of no use beside a finished output, also what a run left that was killed at its very end."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,10 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.encoders import load_encoder
-from hescribe.errors import OutputError
+from hescribe.errors import LeakageError, OutputError
 from hescribe.evaluation.splits import Split, is_paired
-from hescribe.inference.slides.plan import Stamp
-from hescribe.io.store import write_atomically
+from hescribe.inference.slides.plan import Stamp, alone
+from hescribe.io.store import remove, write_atomically
 from hescribe.sections import Section
 from hescribe.training.benchmark.plan import Plan, Run, shared_settings
 from hescribe.training.train import hash_arrays
@@ -40,6 +42,26 @@ class Asked(NamedTuple):
     variants: Mapping[str, Mapping[str, Any]]
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other benchmarks off a folder: of two at once each would lose the other's runs from its tables.
+
+    Raises
+    ------
+    OutputError
+        It is a file, or another process is at it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, where a folder is to be made (choose another output)")
+    new, record = not folder.exists(), folder / RECORD
+    try:
+        with alone(record):
+            yield
+    finally:
+        if new and not record.exists():  # refused before anything was written
+            remove(folder)
+
+
 def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: str = "") -> Asked:
     """Add a plan to the record of a folder, or refuse to mix it with what is there.
 
@@ -57,14 +79,14 @@ def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: s
     Raises
     ------
     OutputError
-        It is a file, or holds a benchmark with other settings, data, weights or another recipe.
+        It holds a benchmark with other settings, data, weights or another recipe.
+    LeakageError
+        A split has the same data on both sides, under two names.
     EncoderError
         An encoder is unknown or its weights cannot be had.
     InputError
         A section cannot be read.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file, where a folder is to be made (choose another output)")
     record = folder / RECORD
     before = _read(record) if record.is_file() else {}
     earlier = before.get("sections", {})
@@ -77,6 +99,7 @@ def remember(folder: Path, plan: Plan, sections: Sequence[Section], *, recipe: s
         "protocols": {name: [_plain(s) for s in splits] for name, splits in plan.splits.items()},
         "variants": plan.variants,
     }
+    _check_copies(plan, facts["sections"])
     runs = tuple(dict.fromkeys([*(Run(*run) for run in before.get("runs", [])), *plan.runs]))
     if before:
         _check_same(before, facts, folder)
@@ -113,6 +136,30 @@ def _describe(section: Section, earlier: Mapping[str, Any]) -> dict[str, Any]:
         facts["mpp"] = float(section.mpp)
         facts["positions"] = hash_arrays(np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64))
     return facts
+
+
+def _check_copies(plan: Plan, sections: Mapping[str, Any]) -> None:
+    """Refuse a split whose sides share counts, or spots of one image, whatever their sections and patients are called.
+
+    Raises
+    ------
+    LeakageError
+        Names the sections.
+    """
+    for split in (split for splits in plan.splits.values() for split in splits):
+        for one, other in product(split.train, split.test):
+            a, b = sections[one], sections[other]
+            if a["counts"] == b["counts"]:
+                what = "have the same counts"
+            elif "image" in a and "image" in b and _places_of(a) == _places_of(b):
+                what = "are the same spots of one image"
+            else:
+                continue
+            raise LeakageError(f"sections {one!r} and {other!r} {what}, and stand in training and in test")
+
+
+def _places_of(facts: Mapping[str, Any]) -> tuple[str, str]:
+    return facts["image"]["content"], facts["positions"]
 
 
 def _joined(names: Iterable[str]) -> np.ndarray:

@@ -19,7 +19,7 @@ from hescribe.report.benchmark import write_benchmark_page
 from hescribe.sections import Section
 from hescribe.training.benchmark.execute import Execution, Finished
 from hescribe.training.benchmark.plan import Plan, Run, make_plan
-from hescribe.training.benchmark.record import recorded_splits, remember
+from hescribe.training.benchmark.record import held, recorded_splits, remember
 from hescribe.training.benchmark.tables import make_tables, write_tables
 from hescribe.training.config import TrainConfig
 
@@ -138,7 +138,7 @@ def benchmark(
     LeakageError
         The protocol would put a patient on both sides.
     OutputError
-        The folder holds a benchmark that cannot be mixed with this one.
+        The folder holds a benchmark that cannot be mixed with this one, or another process is at it.
     """
     folder, genes = Path(output), tuple(dict.fromkeys(markers))
     resolve_device(config.device)  # every run would fail by one that is not there
@@ -152,17 +152,20 @@ def benchmark(
         shares=learning_curve,
         allow_same_patient=allow_same_patient,
     )
-    asked = remember(folder, plan, sections, recipe=recipe)
-    made, failed, first = _execute(plan, sections, folder, genes)
-    earlier = [run for run in asked.runs if run not in plan.runs]
-    finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked.runs)
-    if first is not None and not any(f.run.share == 1 for f in finished):
-        raise first
-    shown = {name: told for name, told in asked.variants.items() if any(f.run.method == name for f in finished)}
-    tables = make_tables(finished, pd.DataFrame(failed), published, variants={n: v["method"] for n, v in shown.items()})
-    write_tables(tables, folder)
-    settings = _settings(plan, sections, folder) | {f"Variant “{n}”": _told(v) for n, v in shown.items()}
-    page = write_benchmark_page(folder, tables, settings=settings, recipe=recipe)
+    with held(folder):
+        asked = remember(folder, plan, sections, recipe=recipe)
+        made, failed, first = _execute(plan, sections, folder, genes)
+        earlier = [run for run in asked.runs if run not in plan.runs]
+        finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked.runs)
+        if first is not None and not any(f.run.share == 1 for f in finished):
+            raise first
+        shown = {name: told for name, told in asked.variants.items() if any(f.run.method == name for f in finished)}
+        tables = make_tables(
+            finished, pd.DataFrame(failed), published, variants={n: v["method"] for n, v in shown.items()}
+        )
+        write_tables(tables, folder)
+        settings = _settings(plan, sections, folder) | {f"Variant “{n}”": _told(v) for n, v in shown.items()}
+        page = write_benchmark_page(folder, tables, settings=settings, recipe=recipe)
     return Benchmark(tables, {f.run: f.scores for f in finished}, page)
 
 
