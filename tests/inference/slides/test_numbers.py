@@ -118,6 +118,16 @@ def test_a_dense_grid_has_the_means_of_a_thinned_one() -> None:
     assert len(expression.thin(centres[[7]], stride_um, spread_um)) == 1  # where no row of the lattice meets it
 
 
+@pytest.mark.parametrize(("stride_um", "every"), [(25.0, 1), (20.0, 1), (16.0, 3), (12.0, 3), (10.0, 5), (8.0, 5)])
+def test_one_tile_stands_for_those_around_it(stride_um: float, every: int) -> None:
+    """At most a quarter of 200 µm wide, and an odd number each way, so that it lies in their middle."""
+    side = 15
+    centres = (np.mgrid[:side, :side][::-1].reshape(2, -1).T + 0.5) * stride_um
+    rows = expression.thin(centres, stride_um, 200.0)
+    middles = (np.mgrid[: side // every, : side // every][::-1].reshape(2, -1).T + 0.5) * every * stride_um
+    np.testing.assert_allclose(centres[rows], middles)
+
+
 def test_moments_of_blocks_where_the_mean_is_large() -> None:
     values = np.random.default_rng(0).normal(1e4, 0.5, (1000, 3)).astype("f")
     mean, spread = moments(values[i : i + 37] for i in range(0, 1000, 37))
