@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from hescribe.errors import InputError
-from hescribe.slides.grid import lay_grid, reading_order
+from hescribe.slides.grid import lay_grid, reading_order, stride_px
 from hescribe.slides.reader import open_slide
 from hescribe.slides.tissue import Tissue, find_tissue, mask_tissue
 
@@ -113,8 +113,27 @@ def test_the_grid_by_hand() -> None:
     # Stride 50 px: centres at 25, 75, 125, 175; the upper right quarter is bare
     expected = [(x, y) for y in (25, 75, 125, 175) for x in (25, 75, 125, 175) if not (x > 100 and y < 100)]
     np.testing.assert_array_equal(centres, expected)
+    wide = Tissue(np.ones((1, 2), bool), (100.0, 100.0), np.zeros((1, 2, 3), np.uint8))
+    right = lay_grid(wide, mpp=0.5, stride_um=25.0, width=200, height=100)
+    np.testing.assert_array_equal(right, [(x, y) for y in (25, 75) for x in (25, 75, 125, 175)])
     with pytest.raises(InputError, match="too fine"):
         lay_grid(tissue, mpp=0.5, stride_um=7.9, width=200, height=200)
+
+
+def test_a_stride_is_the_nearest_number_of_whole_pixels() -> None:
+    # 15.9, 222.7, 224 and 0.8 pixels
+    assert [stride_px(8.0, 0.503), stride_px(112.0, 0.503), stride_px(112.0, 0.5), stride_px(8.0, 10.0)] == [
+        16, 223, 224, 1,
+    ]  # fmt: skip
+
+
+def test_a_position_is_in_the_pixel_it_lies_in() -> None:
+    """Two rows of three pixels, 100 wide and 50 high."""
+    tissue = Tissue(np.array([[1, 0, 1], [0, 1, 0]], bool), (100.0, 50.0), np.zeros((2, 3, 3), np.uint8))
+    x, y = np.meshgrid([-1.0, 0.0, 99.0, 100.0, 199.0, 299.0, 300.0], [-1.0, 49.0, 50.0, 99.0, 100.0])
+    found = tissue.covers(np.column_stack([x.ravel(), y.ravel()])).reshape(x.shape).astype(int).tolist()
+    upper, lower, outside = [0, 1, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0], [0] * 7
+    assert found == [outside, upper, lower, lower, outside]
 
 
 def test_reading_order_goes_block_by_block() -> None:
