@@ -175,13 +175,14 @@ def test_pitch_of_a_square_array_turned_mirrored_and_with_holes(
     assert found == pytest.approx(200 / pitch, rel=0.01)
 
 
-def test_pitch_of_a_hexagonal_array_with_spots_out_of_place() -> None:
-    """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots lie far off."""
+@pytest.mark.parametrize("off", [[[20, 5], [-9, 30], [8, 8]], [[2, 1], [0, 0], [0, -2]]], ids=["far", "near"])
+def test_pitch_of_a_hexagonal_array_with_spots_out_of_place(off: list[list[int]]) -> None:
+    """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots do not lie there."""
     rng = np.random.default_rng(0)
     grid = np.array([(r, c) for r in range(12) for c in range(20) if (r + c) % 2 == 0])[rng.random(120) > 0.2]
     turn = np.array([[0.8, -0.6], [0.6, 0.8]])
     places = 137.0 * np.column_stack([grid[:, 1] / 2, grid[:, 0] * np.sqrt(3) / 2]) @ turn.T + 900
-    places[[3, 40, 61]] += 137.0 * np.array([[20, 5], [-9, 30], [8, 8]])
+    places[[3, 40, 61]] += 137.0 * np.array(off)
     adata = ad.AnnData(
         sparse.csr_matrix((len(grid), 1)),
         obs=pd.DataFrame(grid, columns=["array_row", "array_col"], index=[str(i) for i in range(len(grid))]),
