@@ -9,7 +9,7 @@ from lifelines import CoxPHFitter
 from lifelines.datasets import load_gbsg2, load_rossi
 
 from hescribe.errors import InputError
-from hescribe.survival.models.attention import Bags, GatedAttention, train_attention
+from hescribe.survival.models.attention import Bags, GatedAttention, _drawn, train_attention
 from hescribe.survival.models.cox import RiskSets, Scaling, fit_path, partial_likelihood, penalty_path
 
 
@@ -144,6 +144,15 @@ def test_gated_attention_by_its_equations() -> None:
         np.testing.assert_allclose(attention[owner == patient], a, rtol=1e-4)
         expected = np.append(a @ h, covariates[patient]) @ numbers["hazard.weight"][0]
         assert risk[patient] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_a_patient_with_many_tiles_as_many_as_fit_are_drawn_anew() -> None:
+    few, many = np.arange(256.0)[:, None], np.arange(400.0)[:, None]
+    rng = np.random.default_rng(0)
+    drawn = [_drawn(Bags([few, many], np.zeros((2, 0))), rng).tiles for _ in range(20)]
+    assert all((d[0] == few).all() for d in drawn)
+    assert all(len(np.unique(d[1])) == 256 for d in drawn)
+    assert len(np.unique([d[1] for d in drawn])) == 400
 
 
 def test_attention_is_given_out_by_patients_and_covariates_are_scaled() -> None:
