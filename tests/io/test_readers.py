@@ -192,8 +192,8 @@ def test_pitch_of_a_hexagonal_array_with_spots_out_of_place(off: list[list[int]]
 
 
 def test_spots_without_array_are_as_far_apart_and_as_large_as_their_neighbours_say() -> None:
-    pairs = np.array([[0, 0], [3, 4], [100, 0], [100, 2], [300, 0], [300, 5.0]])
-    assert distance_between(pairs) == 5  # of 5, 5, 2, 2, 5, 5
+    pairs = np.array([[0, 0], [3, 4], [100, 0], [100, 2], [300, 0], [300, 9.0]])
+    assert distance_between(pairs) == 5  # of 5, 5, 2, 2, 9, 9
     assert distance_between(pairs[:1]) == distance_between(np.zeros((2, 2))) == 1
     y, x = np.divmod(np.arange(100), 10)
     assert spot_diameter(np.column_stack([x, y]) * 80.0) == 80  # squares that touch
