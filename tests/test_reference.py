@@ -80,6 +80,14 @@ def test_weights_equal_the_published_formula() -> None:
         np.testing.assert_allclose(weights[i], expected, atol=1e-5)
 
 
+def test_softmax_weights_by_hand() -> None:
+    # Similarities of 0.5 and 0.5 − 0.2 log 3, over a temperature of 0.2: 3 to 1
+    near = Neighbours(np.array([[2, 0]]), np.array([[0.5, 0.5 - 0.2 * np.log(3)]]))
+    nothing = np.zeros((3, 2), dtype="f")
+    weights = weigh(nothing, nothing[:1], near, mode="softmax", temperature=0.2)
+    np.testing.assert_allclose(weights.toarray(), [[0.25, 0, 0.75]], rtol=1e-6)
+
+
 def test_weights_survive_far_away_first_neighbours() -> None:
     """The nearest by cosine may be far by distance; exp of that difference used to overflow."""
     keys = np.array([[100.0, 0.0], [1.0, 0.1]], dtype="f")

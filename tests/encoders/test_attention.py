@@ -135,3 +135,11 @@ def test_masked_tiles_fade_to_their_mean() -> None:
     found = prompt(tiles, attention, floor=0.2)
     torch.testing.assert_close(found[0], tiles[0])
     torch.testing.assert_close(found[1, 0, 0], torch.tensor([120.0, 120.0, 80.0, 80.0]))
+
+
+def test_a_place_of_the_attention_is_the_middle_of_its_pixels() -> None:
+    """Two places over four pixels: at ¼, ¾, 1¼ and 1¾ of a place, and the middles lie at ½ and 1½."""
+    tile = torch.tensor([0.0, 200.0, 0.0, 200.0]).expand(1, 3, 4, 4)
+    found = prompt(tile, torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), floor=0.0)
+    expected = 100 + torch.tensor([1.0, 0.75, 0.25, 0.0]) * torch.tensor([-100.0, 100.0, -100.0, 100.0])
+    torch.testing.assert_close(found, expected.expand(1, 3, 4, 4))

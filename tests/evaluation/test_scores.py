@@ -92,6 +92,10 @@ def test_genes_and_spots_of_one_side_only_are_left_out(sections, noisy):
     data = align(prediction, section.adata)
     assert (len(data.genes), len(data.spots), data.n_unmatched) == (99, 134, 10)
     # Normalised with all genes, not with the shared ones
+    obs = section.adata.obs.iloc[10:]
+    assert data.spots == tuple(obs.index)
+    np.testing.assert_array_equal(data.centres, section.adata.obsm["spatial"][10:])
+    np.testing.assert_array_equal(data.pixels, obs[["array_row", "array_col"]] - obs[["array_row", "array_col"]].min())
     whole = log_normalise(section.adata.X)[10:, :99].toarray()
     np.testing.assert_array_equal(data.truth.toarray(), whole)
     scores = score_section(prediction, section.adata, genes=["G000", "G005"], n_resamples=5)

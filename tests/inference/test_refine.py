@@ -196,6 +196,15 @@ def test_one_round_by_hand() -> None:
     torch.testing.assert_close(again.weights, found.weights)
 
 
+def test_a_tile_goes_on_where_a_candidate_is_dropped_although_weights_hardly_move() -> None:
+    """Of 0.5, 0.4992 and 0.0008 the last falls to 0.0006, below the threshold."""
+    weights = torch.tensor([[0.5, 0.4992, 0.0008]])
+    before = State(weights, weights > 0, torch.tensor([True]))
+    cosine = torch.tensor([[0.5002, 0.4992, 0.0006]]).log()
+    assert step(before, cosine, threshold=0.0007, temperature=1.0).moving.tolist() == [True]
+    assert step(before, cosine, threshold=0.0005, temperature=1.0).moving.tolist() == [False]
+
+
 def test_it_stops_when_nothing_changes() -> None:
     tiles, keys = planted()
     encoder = colour_encoder()
@@ -217,6 +226,10 @@ def test_batches_do_not_matter_and_runs_repeat() -> None:
     first = refined(tiles, keys, Refinement())
     np.testing.assert_array_equal(first, refined(tiles, keys, Refinement()))
     np.testing.assert_allclose(first, refined(tiles, keys, Refinement(), batch=2), atol=1e-5)
+    keys = np.random.default_rng(2).random((7, 3))
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    few = Refinement(candidates=2)  # which two, its own first weights decide
+    np.testing.assert_allclose(refined(tiles, keys, few), refined(tiles, keys, few, batch=2), atol=1e-5)
 
 
 def test_what_cannot_be_refined_is_refused() -> None:

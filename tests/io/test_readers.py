@@ -21,7 +21,7 @@ from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.formats.genes import tidy_genes
 from hescribe.io.manifest import ManifestRow
-from hescribe.io.pitch import spot_pitch
+from hescribe.io.pitch import distance_between, is_checkerboard, spot_diameter, spot_pitch
 from hescribe.io.readers import READERS, mpp_from_pitch, read_expression, technology_of
 
 BARCODES = [f"AAC{i}-1" for i in range(6)]
@@ -175,13 +175,14 @@ def test_pitch_of_a_square_array_turned_mirrored_and_with_holes(
     assert found == pytest.approx(200 / pitch, rel=0.01)
 
 
-def test_pitch_of_a_hexagonal_array_with_spots_out_of_place() -> None:
-    """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots lie far off."""
+@pytest.mark.parametrize("off", [[[20, 5], [-9, 30], [8, 8]], [[2, 1], [0, 0], [0, -2]]], ids=["far", "near"])
+def test_pitch_of_a_hexagonal_array_with_spots_out_of_place(off: list[list[int]]) -> None:
+    """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots do not lie there."""
     rng = np.random.default_rng(0)
     grid = np.array([(r, c) for r in range(12) for c in range(20) if (r + c) % 2 == 0])[rng.random(120) > 0.2]
     turn = np.array([[0.8, -0.6], [0.6, 0.8]])
     places = 137.0 * np.column_stack([grid[:, 1] / 2, grid[:, 0] * np.sqrt(3) / 2]) @ turn.T + 900
-    places[[3, 40, 61]] += 137.0 * np.array([[20, 5], [-9, 30], [8, 8]])
+    places[[3, 40, 61]] += 137.0 * np.array(off)
     adata = ad.AnnData(
         sparse.csr_matrix((len(grid), 1)),
         obs=pd.DataFrame(grid, columns=["array_row", "array_col"], index=[str(i) for i in range(len(grid))]),
@@ -190,12 +191,35 @@ def test_pitch_of_a_hexagonal_array_with_spots_out_of_place() -> None:
     assert spot_pitch(adata, "hexagonal") == pytest.approx(137.0, rel=1e-6)
 
 
+def test_spots_without_array_are_as_far_apart_and_as_large_as_their_neighbours_say() -> None:
+    pairs = np.array([[0, 0], [3, 4], [100, 0], [100, 2], [300, 0], [300, 9.0]])
+    assert distance_between(pairs) == 5  # of 5, 5, 2, 2, 9, 9
+    assert distance_between(pairs[:1]) == distance_between(np.zeros((2, 2))) == 1
+    y, x = np.divmod(np.arange(100), 10)
+    assert spot_diameter(np.column_stack([x, y]) * 80.0) == 80  # squares that touch
+    # Visium: spots of 55 µm every 100
+    assert spot_diameter(np.column_stack([x + y % 2 / 2, y * np.sqrt(0.75)]) * 100) == pytest.approx(55)
+
+
+def test_every_second_place_is_a_checkerboard() -> None:
+    def array(places: list[tuple[int, int]]) -> ad.AnnData:
+        names = [str(i) for i in range(len(places))]
+        obs = pd.DataFrame(places, columns=["array_row", "array_col"], index=names)
+        return ad.AnnData(sparse.csr_matrix((len(places), 1)), obs=obs)
+
+    odd = [(x, y) for x in range(6) for y in range(6) if (x + y) % 2]
+    assert is_checkerboard(array(odd))
+    assert not is_checkerboard(array([*odd, (0, 0)]))
+    assert not is_checkerboard(array(odd[:9]))  # too few to tell
+
+
 def test_a_denser_array_is_not_taken_for_the_usual_one() -> None:
     grid = np.array([(x, y) for x in range(12) for y in range(10) if (x + y) % 2 == 0])
     obs = pd.DataFrame(grid, columns=["array_col", "array_row"], index=[str(i) for i in range(len(grid))])
     adata = ad.AnnData(sparse.csr_matrix((len(grid), 1)), obs=obs)
     adata.obsm[keys.SPATIAL] = grid * 100.0
     assert mpp_from_pitch(row(Path("a.tsv"), technology="st"), adata) is None
+    assert spot_pitch(adata, "square") == pytest.approx(100 * np.sqrt(2))  # the nearest is across the corner
 
 
 def test_every_technology_stands_in_the_documentation() -> None:

@@ -55,6 +55,20 @@ def test_each_section_has_its_own_depth_and_shallow_ones_stay(counts: np.ndarray
     assert (found[:30] != expression[:30]).nnz > 1000
 
 
+def test_the_median_spot_is_thinned_to_the_depth_asked_for_and_the_others_by_the_same_share() -> None:
+    # 400, 800 and 8,000 counts in genes of one and the rest: the median keeps a half, and so do the others
+    counts = np.array([[1, 399], [1, 799], [1, 7999]])
+    found = at_depth(sparse.csr_matrix(normalised(counts)), np.zeros(3, int), 400).toarray()
+    np.testing.assert_allclose(found[:, 0], 0.5 * np.log1p(1e4 / np.array([200, 400, 4000])))
+
+
+def test_of_a_spot_with_next_to_nothing_a_whole_count_is_left_at_most() -> None:
+    """A single count is all there is, however few of a section's counts are kept: it is there or not."""
+    counts = np.array([[1, 0], [1, 999], [1, 999]])
+    found = at_depth(sparse.csr_matrix(normalised(counts)), np.zeros(3, int), 100).toarray()
+    assert found[0].tolist() == pytest.approx([0.1 * np.log1p(1e4), 0])
+
+
 def test_spots_without_counts_and_many_rows() -> None:
     rng = np.random.default_rng(2)
     counts = np.tile(rng.poisson(3, (50, 40)), (50, 1))

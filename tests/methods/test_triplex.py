@@ -79,6 +79,14 @@ def test_a_block_without_its_outputs_changes_nothing() -> None:
     torch.testing.assert_close(block(x, torch.randn(2, 4, 16)), x)
 
 
+def test_keys_are_normalised_as_queries_are() -> None:
+    torch.manual_seed(2)
+    block = Block(SMALL).eval()
+    x, keys = torch.randn(2, 3, 16), torch.randn(2, 4, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x, 7 * keys + 3), block(x, keys), atol=1e-4, rtol=1e-4)
+
+
 def test_distances_of_a_square_of_three() -> None:
     between = distances(3)
     assert between[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # from the top left, (row, column) as row * 3 + column
@@ -122,6 +130,38 @@ def test_a_cell_without_tiles_has_no_say() -> None:
         torch.testing.assert_close(encoder(split(x, 3, 2)), encoder(split(other, 3, 2)))
 
 
+def slow_section(encoder: SectionEncoder, features: torch.Tensor, side: int) -> torch.Tensor:
+    """One row at a time, with the cells that hold tiles alone: nothing to be masked."""
+    target, _, section, occupied, position = (part[0] for part in split(features, 3, side))
+    there = occupied.nonzero().flatten().tolist()
+    cells = dict(zip(there, encoder.first(encoder.project(section[there])[None])[0], strict=True))
+    kernel, tokens = encoder.position.weight[:, 0], {}
+    for cell in there:
+        tokens[cell] = cells[cell] + encoder.position.bias
+        for down, right in np.ndindex(3, 3):
+            row, column = cell // side + down - 1, cell % side + right - 1
+            if 0 <= row < side and 0 <= column < side and row * side + column in cells:
+                tokens[cell] = tokens[cell] + kernel[:, down, right] * cells[row * side + column]
+    x, y = (min(max(float(p) * side - 0.5, 0), side - 1) for p in position)
+    near = {c: max(0, 1 - abs(x - c % side)) * max(0, 1 - abs(y - c // side)) for c in there}
+    here = encoder.project(target) + sum(near[c] * tokens[c] for c in there) / sum(near.values())
+    token = here[None, None]
+    for layer in encoder.layers:
+        token = layer(token, torch.stack([tokens[c] for c in there])[None])
+    return encoder.norm(token)[0, 0]
+
+
+def test_a_section_by_a_slow_loop_over_the_cells_that_hold_tiles() -> None:
+    torch.manual_seed(3)
+    encoder = SectionEncoder(3, TriplexConfig(neighbours=3, raster=3, dim=16, heads=2, section_depth=3)).eval()
+    raster = torch.randn(9 * 3)
+    occupied = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1, 0]] * 4)  # of one raster
+    x = torch.cat([torch.randn(8, 27), raster.expand(8, -1), occupied, torch.rand(8, 2)], dim=1)
+    with torch.inference_mode():
+        expected = torch.stack([slow_section(encoder, row[None], 3) for row in x])
+        torch.testing.assert_close(encoder(split(x, 3, 3)), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_section_has_a_say_and_so_has_the_place_in_it() -> None:
     encoder = SectionEncoder(3, SMALL).eval()
     x = rows(2, 3)
@@ -142,12 +182,43 @@ def test_left_is_not_right() -> None:
         assert (encoder(square).mean(1) - encoder(mirrored).mean(1)).abs().max() > 1e-4
 
 
+def test_the_bias_says_how_far_apart_tiles_look_at_each_other() -> None:
+    encoder = NeighbourEncoder(3, SMALL.model_copy(update={"neighbour_depth": 1})).eval()
+    nn.init.constant_(encoder.bias, -1e4)
+    with torch.no_grad():
+        encoder.bias[..., [0, 3]] = 0.0  # a tile itself, and the one beside it in the same column
+    square = torch.randn(1, 9, 3)
+    other = square.clone()
+    other[0, 1] += 1.0  # the top of the middle column
+    with torch.inference_mode():
+        moved = (encoder(square) - encoder(other))[0].abs().amax(dim=1)
+    assert (moved > 1e-3).nonzero().flatten().tolist() == [1, 4]
+
+
+def test_the_neighbours_predict_by_their_mean() -> None:
+    """Without places and distances no tile is told from another, so their order makes no difference."""
+    net, x = model(3, 2).eval(), rows(4, 3)
+    nn.init.zeros_(net.neighbours.place)
+    turned = x.clone()
+    turned[:, 3:27] = x[:, 3:27].unflatten(1, (8, 3)).flip(1).flatten(1)
+    turned[:, :3], turned[:, 3:6] = turned[:, 3:6].clone(), x[:, :3]
+    with torch.inference_mode():
+        torch.testing.assert_close(net.encode(turned).neighbours, net.encode(x).neighbours, atol=1e-5, rtol=1e-4)
+
+
 def test_it_starts_from_the_mean() -> None:
     net = model(3, 2).eval()
     mean = torch.tensor([0.25, 3.0])
     net.start_from(mean)
     with torch.inference_mode():
         torch.testing.assert_close(net.predict_expression(rows(5, 3)), mean.expand(5, 2))
+
+
+def test_no_prediction_is_below_zero() -> None:
+    net = model(3, 2).eval()
+    net.start_from(torch.tensor([-0.5, 1.0]))
+    with torch.inference_mode():
+        torch.testing.assert_close(net.predict_expression(rows(5, 3)), torch.tensor([[0.0, 1.0]]).expand(5, 2))
 
 
 def test_losses_by_hand() -> None:

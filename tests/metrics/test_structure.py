@@ -63,6 +63,14 @@ def test_neighbours_on_grids():
     np.testing.assert_allclose(neighbour_weights(np.array([[0, 0], [0, 0.0]])).toarray(), [[0, 1], [1, 0]])
 
 
+def test_neighbours_on_a_grid_that_lies_askew_and_on_whole_pixels():
+    centres = square(9)
+    inside = ((centres > 0) & (centres < 8)).all(axis=1)
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    for placed in (centres @ turn.T / 3, np.rint(centres @ turn.T * 57)):
+        assert (np.diff(neighbour_weights(placed).indptr)[inside] == 8).all()
+
+
 def test_morans_i_against_a_loop_and_scanpy():
     scanpy = pytest.importorskip("scanpy")
     rng = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from hescribe.errors import InputError
-from hescribe.slides.grid import lay_grid, reading_order
+from hescribe.slides.grid import lay_grid, reading_order, stride_px
 from hescribe.slides.reader import open_slide
-from hescribe.slides.tissue import Tissue, find_tissue, mask_tissue
+from hescribe.slides.tissue import Tissue, _white_glass, find_tissue, mask_tissue
 
 UM = 16.0
 HER2ST = Path(os.environ.get("HESCRIBE_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "her2st"
@@ -43,7 +43,16 @@ def test_the_disc_is_found(glass: tuple[int, int, int]) -> None:
     assert overlap(mask_tissue(image, pixel_um=UM), truth) > 0.95
 
 
-@pytest.mark.parametrize("ink", [(10, 10, 12), (30, 60, 170), (30, 140, 60)], ids=["black", "blue", "green"])
+INKS = {
+    "black": (10, 10, 12),
+    "blue": (30, 60, 170),
+    "green": (30, 140, 60),
+    "yellow": (230, 200, 60),
+    "red": (220, 10, 30),
+}
+
+
+@pytest.mark.parametrize("ink", INKS.values(), ids=INKS)
 def test_ink_and_black_borders_are_no_tissue(ink: tuple[int, int, int]) -> None:
     image, truth = draw()
     image[:, :40] = ink
@@ -99,6 +108,45 @@ def test_a_slide_full_of_tissue_is_tissue() -> None:
     assert mask_tissue(image, pixel_um=UM).mean() > 0.99
 
 
+def test_what_tissue_encloses_is_filled_and_what_goes_on_beyond_the_edge_is_not() -> None:
+    rng = np.random.default_rng(1)
+    image = np.where(rng.random((300, 300, 1)) < 0.5, EOSIN, HAEMATOXYLIN).astype(np.uint8)
+    ends, middle = (slice(0, 30), slice(270, 300)), slice(135, 165)  # 0.23 mm²
+    bays = [(middle, end) for end in ends] + [(end, middle) for end in ends]
+    for hole in [*bays, (middle, middle)]:
+        image[hole] = 255
+    image[:8, 50:58] = 255  # a gap that is closed, although it lies at the edge
+    found = mask_tissue(image, pixel_um=UM)
+    assert found[middle, middle].all()
+    assert found[:8, 50:58].all()
+    assert [found[bay].mean() < 0.3 for bay in bays] == [True] * 4
+
+
+@pytest.mark.parametrize("share", [0.05, 0.9])
+def test_glass_becomes_white_in_every_channel_however_little_there_is(share: float) -> None:
+    image = np.full((100, 100, 3), EOSIN, np.uint8)
+    image[: round(share * 100)] = (238, 228, 210)
+    balanced = _white_glass(image)
+    assert (balanced[: round(share * 100)] >= 254).all()
+    np.testing.assert_allclose(balanced[-1, -1], np.array(EOSIN) * 255 / [238, 228, 210], atol=1)
+    np.testing.assert_array_equal(_white_glass(image[-9:]), image[-9:])  # none is seen
+
+
+@pytest.mark.parametrize("mpp", [4.0, 8.0])
+def test_pieces_are_measured_in_square_millimetres(mpp: float, tmp_path: Path) -> None:
+    """One of 0.04 mm² is tissue, one of 0.01 mm² dust, whatever a pixel is; the mask spans the slide."""
+    side = round(2403 / mpp)
+    image = np.full((side, 2 * side + 3, 3), 255, np.uint8)
+    for left_um, wide_um in ((480, 200), (1600, 100)):
+        left, wide = round(left_um / mpp), round(wide_um / mpp)
+        image[left : left + wide, left : left + wide] = HAEMATOXYLIN
+    Image.fromarray(image).save(tmp_path / "pieces.png")
+    found = find_tissue(open_slide(tmp_path / "pieces.png"), mpp=mpp)
+    assert found.covers(np.array([[580, 580], [1650, 1650.0]]) / mpp).tolist() == [True, False]
+    assert found.mask.sum() * np.prod(found.pixel) * mpp**2 == pytest.approx(0.04e6, rel=0.2)
+    np.testing.assert_allclose(np.multiply(found.pixel, found.mask.shape[::-1]), image.shape[1::-1])
+
+
 @pytest.mark.parametrize("value", [0, 30, 128, 250, 255])
 def test_nothing_on_an_empty_slide(value: int, tmp_path: Path) -> None:
     noisy = np.clip(value + np.random.default_rng(2).normal(0, 2, (300, 300, 3)), 0, 255).astype(np.uint8)
@@ -113,8 +161,27 @@ def test_the_grid_by_hand() -> None:
     # Stride 50 px: centres at 25, 75, 125, 175; the upper right quarter is bare
     expected = [(x, y) for y in (25, 75, 125, 175) for x in (25, 75, 125, 175) if not (x > 100 and y < 100)]
     np.testing.assert_array_equal(centres, expected)
+    wide = Tissue(np.ones((1, 2), bool), (100.0, 100.0), np.zeros((1, 2, 3), np.uint8))
+    right = lay_grid(wide, mpp=0.5, stride_um=25.0, width=200, height=100)
+    np.testing.assert_array_equal(right, [(x, y) for y in (25, 75) for x in (25, 75, 125, 175)])
     with pytest.raises(InputError, match="too fine"):
         lay_grid(tissue, mpp=0.5, stride_um=7.9, width=200, height=200)
+
+
+def test_a_stride_is_the_nearest_number_of_whole_pixels() -> None:
+    # 15.9, 222.7, 224 and 0.8 pixels
+    assert [stride_px(8.0, 0.503), stride_px(112.0, 0.503), stride_px(112.0, 0.5), stride_px(8.0, 10.0)] == [
+        16, 223, 224, 1,
+    ]  # fmt: skip
+
+
+def test_a_position_is_in_the_pixel_it_lies_in() -> None:
+    """Two rows of three pixels, 100 wide and 50 high."""
+    tissue = Tissue(np.array([[1, 0, 1], [0, 1, 0]], bool), (100.0, 50.0), np.zeros((2, 3, 3), np.uint8))
+    x, y = np.meshgrid([-1.0, 0.0, 99.0, 100.0, 199.0, 299.0, 300.0], [-1.0, 49.0, 50.0, 99.0, 100.0])
+    found = tissue.covers(np.column_stack([x.ravel(), y.ravel()])).reshape(x.shape).astype(int).tolist()
+    upper, lower, outside = [0, 1, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0], [0] * 7
+    assert found == [outside, upper, lower, lower, outside]
 
 
 def test_reading_order_goes_block_by_block() -> None:

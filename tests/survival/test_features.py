@@ -42,6 +42,10 @@ def test_features_by_hand() -> None:
     numbered = slide_features(adata, scores, tls=tls.astype(int) * 4)
     assert numbered["tls:number"] == pytest.approx(1 / (36 * 0.1 * 0.1))  # one structure, as its caller said
     assert found[["cells:B", "cells:T"]].tolist() == [0.25, 0.75]
+    told = slide_features(adata, scores, tls=tls, mpp=2.0)  # goes before what the provenance says
+    assert told["tls:number"] == pytest.approx(2 / (36 * 0.4 * 0.4))
+    nowhere = regions.where(adata.obsm[keys.SPATIAL][:, 1] > 100, None)  # the first row is in no region
+    assert slide_features(adata, scores, nowhere)[["fraction:a", "fraction:b"]].tolist() == [15 / 36, 15 / 36]
 
 
 def test_neighbourhoods_without_order_are_what_chance_gives() -> None:
@@ -52,6 +56,28 @@ def test_neighbourhoods_without_order_are_what_chance_gives() -> None:
     chess = pd.Series(np.where(np.arange(900) // 30 % 2, "a", "b"), index=adata.obs_names)
     stripes = slide_features(adata, pd.DataFrame(index=adata.obs_names), chess)
     assert stripes["next:a|b"] > 0 > stripes["next:a|a"]
+
+
+def slow_meetings(adata: ad.AnnData, labels: np.ndarray, pair: tuple[str, str]) -> float:
+    """Share by share: each tile gives one to its neighbours, the six nearest and those as far as the sixth."""
+    centres, met = adata.obsm[keys.SPATIAL], 0.0
+    for i, here in enumerate(centres):
+        far = np.linalg.norm(centres - here, axis=1)
+        far[i] = np.inf
+        beside = np.flatnonzero(far < 1.01 * np.sort(far)[5])
+        met += sum({labels[i], labels[j]} == set(pair) for j in beside) / len(beside)
+    return met
+
+
+@pytest.mark.parametrize("pair", [("a", "b"), ("a", "a"), ("b", "c"), ("c", "c")], ids="".join)
+def test_neighbourhoods_against_labels_that_are_shuffled(pair: tuple[str, str]) -> None:
+    adata, rng = grid(5), np.random.default_rng(0)
+    labels = np.array(["a"] * 12 + ["b"] * 9 + ["c"] * 4)
+    shuffled = [slow_meetings(adata, rng.permutation(labels), pair) for _ in range(400)]
+    scores = pd.DataFrame(index=adata.obs_names)
+    found = slide_features(adata, scores, pd.Series(labels, index=adata.obs_names))[f"next:{pair[0]}|{pair[1]}"]
+    chance = (slow_meetings(adata, labels, pair) + 1) / 2**found - 1
+    assert chance == pytest.approx(np.mean(shuffled), abs=4 * np.std(shuffled) / 400**0.5)
 
 
 def test_a_slide_without_positions_or_of_other_tiles_is_refused() -> None:
@@ -74,6 +100,7 @@ def test_patients_are_means_of_slides_by_their_tiles() -> None:
     assert found.loc["P"].tolist() == [3.0, 2.0]
     assert found.loc["Q", "f"] == 7.0
     assert np.isnan(found.loc["Q", "g"])
+    assert list(patient_features(slides, {"a": "P", "b": "P", "c": "A"}).index) == ["P", "A"]  # as they appear
     with pytest.raises(InputError, match="slide 'c' belongs to no patient"):
         patient_features(slides, {"a": "P", "b": "P"})
 
@@ -105,3 +132,5 @@ def test_tiles_and_genes_get_exactly_their_part() -> None:
         assert effects.loc[gene, "effect"] == pytest.approx(change, rel=1e-6)
     assert effects.index[0] == "A"
     assert effects.loc["B", "sets"] == "s, t"
+    protective = gene_effects(pd.Series({"mean:s": 0.1, "mean:t": -0.9}), sets, genes)
+    assert protective["effect"].tolist() == pytest.approx([-0.3, -0.3, -0.25, 0.05])

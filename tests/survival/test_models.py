@@ -9,7 +9,7 @@ from lifelines import CoxPHFitter
 from lifelines.datasets import load_gbsg2, load_rossi
 
 from hescribe.errors import InputError
-from hescribe.survival.models.attention import Bags, train_attention
+from hescribe.survival.models.attention import Bags, GatedAttention, _drawn, train_attention
 from hescribe.survival.models.cox import RiskSets, Scaling, fit_path, partial_likelihood, penalty_path
 
 
@@ -121,6 +121,57 @@ def bags(n: int, *, seed: int) -> tuple[Bags, np.ndarray, np.ndarray, list[np.nd
         marked.append(few)
     time = rng.exponential(np.exp(-1.5 * risk))
     return Bags(tiles, np.zeros((n, 0))), np.minimum(time, 3.0), time < 3.0, marked
+
+
+def test_gated_attention_by_its_equations() -> None:
+    """One patient at a time; the second has but one tile, and tiles of a patient need not lie together."""
+    import torch
+
+    torch.manual_seed(0)
+    network, rng = GatedAttention(4, 2), np.random.default_rng(0)
+    tiles, covariates = rng.normal(0, 2, (9, 4)), rng.normal(size=(3, 2))
+    owner = np.array([0, 0, 2, 1, 2, 2, 0, 2, 0])
+    given = (torch.from_numpy(a).float() for a in (tiles, covariates))
+    with torch.inference_mode():
+        risk, attention = (r.numpy() for r in network(next(given), torch.from_numpy(owner), next(given)))
+    numbers = {name: value.detach().numpy().astype(float) for name, value in network.named_parameters()}
+    for patient in range(3):
+        h = tiles[owner == patient]
+        what = np.tanh(h @ numbers["what.weight"].T + numbers["what.bias"])
+        gate = 1 / (1 + np.exp(-(h @ numbers["gate.weight"].T + numbers["gate.bias"])))
+        score = np.exp((what * gate) @ numbers["weigh.weight"][0])
+        a = score / score.sum()
+        np.testing.assert_allclose(attention[owner == patient], a, rtol=1e-4)
+        expected = np.append(a @ h, covariates[patient]) @ numbers["hazard.weight"][0]
+        assert risk[patient] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_a_patient_with_many_tiles_as_many_as_fit_are_drawn_anew() -> None:
+    few, many = np.arange(256.0)[:, None], np.arange(400.0)[:, None]
+    rng = np.random.default_rng(0)
+    drawn = [_drawn(Bags([few, many], np.zeros((2, 0))), rng).tiles for _ in range(20)]
+    assert all((d[0] == few).all() for d in drawn)
+    assert all(len(np.unique(d[1])) == 256 for d in drawn)
+    assert len(np.unique([d[1] for d in drawn])) == 400
+
+
+def test_attention_is_given_out_by_patients_and_covariates_are_scaled() -> None:
+    train, time, event, _ = bags(60, seed=0)
+    rng = np.random.default_rng(1)
+    train = Bags([t[: 5 + i % 20] for i, t in enumerate(train.tiles)], rng.normal(50, 10, (60, 1)))
+    model = train_attention(train, time, event, seed=0)
+    given = model.attention(train)
+    assert [len(a) for a in given] == [len(t) for t in train.tiles]
+    for i in (0, 7):  # as of a patient alone
+        alone = train.of(np.array([i]))
+        np.testing.assert_allclose(model.attention(alone)[0], given[i], rtol=1e-4)
+        assert model.risk(alone)[0] == pytest.approx(model.risk(train)[i], rel=1e-4, abs=1e-5)
+    # Years or months: the unit makes no difference
+    months = train_attention(Bags(train.tiles, 12 * train.covariates), time, event, seed=0)
+    assert model.network.hazard.weight[0, -1].abs() > 1e-3
+    np.testing.assert_allclose(
+        months.risk(Bags(train.tiles, 12 * train.covariates)), model.risk(train), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_attention_finds_the_tiles_that_matter() -> None:

@@ -188,6 +188,13 @@ def test_intervals_are_wider_with_folds() -> None:
     plain, folds = widened_interval(0.6, values, n_folds=1), widened_interval(0.6, values, n_folds=5)
     assert plain == pytest.approx((0.56, 0.64), abs=0.003)
     assert folds == pytest.approx((0.54, 0.66), abs=0.004)
+    skewed = np.append(np.full(3999, 0.6), np.nan) - np.random.default_rng(1).exponential(0.03, 4000)  # a tail below
+    low, high = widened_interval(0.6, skewed, n_folds=1)
+    assert (low, high) == pytest.approx((0.6 + 0.03 * np.log(0.025), 0.6 + 0.03 * np.log(0.975)), abs=0.01)
+    # Three folds: 1 + 3/2 times the variance, on each side of the value
+    assert widened_interval(0.6, skewed, n_folds=3) == pytest.approx(
+        (0.6 - 2.5**0.5 * (0.6 - low), 0.6 + 2.5**0.5 * (high - 0.6))
+    )
 
 
 def test_predicted_survival_is_lifelines() -> None:

@@ -105,15 +105,56 @@ def test_free_turns_and_crops_on_every_other_image() -> None:
     np.testing.assert_array_equal(found, again)
 
 
+def test_a_view_is_a_rectangle_that_lies_within_the_turned_image() -> None:
+    """Of an image whose colours are its coordinates, so that a view tells where each of its pixels is from."""
+    side, many = 64, 200
+    at = (np.arange(side) + 0.5) / side  # 0 to 1, the image's middle at a half
+    image = (256 * np.stack(np.broadcast_arrays(at[None, :], at[:, None], 0.5))).astype(np.uint8)
+    views = random_view(torch.from_numpy(image).repeat(many, 1, 1, 1), torch.Generator().manual_seed(0)).numpy()
+    changed = views[(views != image).any(axis=(1, 2, 3))]
+    inner = slice(side // 4, -side // 4)  # where a turn brings in nothing from outside
+    y, x = np.meshgrid(2 * at[inner] - 1, 2 * at[inner] - 1, indexing="ij")
+    design = np.column_stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    reach = []
+    for view in changed:
+        seen = view[:2, inner, inner].reshape(2, -1).T / 128 - 1
+        *edges, middle = np.linalg.lstsq(design, seen, rcond=None)[0]
+        lengths = np.linalg.norm(edges, axis=1)
+        assert abs(edges[0] @ edges[1]) < 0.01
+        assert 0.77 < lengths.prod() < 1.01
+        assert 0.74 < lengths[0] / lengths[1] < 1.35
+        place, room = np.array(edges) @ middle / lengths, 1 - lengths
+        assert (np.abs(place) < room + 0.01).all()
+        reach += (place / room)[room > 0.05].tolist()
+    assert min(reach) < -0.9
+    assert max(reach) > 0.9
+
+
 def test_stain_jitter_changes_density_by_no_more_than_asked() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(30, 220, (16, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    same = jitter_stain(images, 0.0, generator)
-    assert (same.int() - images.int()).abs().max() <= 1
+    assert torch.equal(jitter_stain(images, 0.0, generator), images)
     changed = jitter_stain(images, 0.2, torch.Generator().manual_seed(1))
     assert (changed.float() - images.float()).abs().mean() > 2
     white = jitter_stain(torch.full((4, 3, 8, 8), 255, dtype=torch.uint8), 0.2, generator)
     assert white.float().mean() > 240, "glass stays nearly white"
+
+
+def test_each_stain_is_scaled_and_shifted_by_as_much_as_asked_either_way() -> None:
+    """Amounts are read off the densities of the changed image, from Ruifrok and Johnston's published vectors."""
+    vectors = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    amounts = np.random.default_rng(0).uniform(0.1, 0.5, (1000, 3))  # of pixels
+    pixels = np.rint(256 * np.exp(-amounts @ vectors) - 1).astype(np.uint8)
+    images = torch.from_numpy(pixels.T.copy())[None, :, None].repeat(300, 1, 1, 1)
+    changed = jitter_stain(images, 0.2, torch.Generator().manual_seed(0)).numpy()[:, :, 0].transpose(0, 2, 1)
+    before, after = (-np.log((p + 1.0) / 256) @ np.linalg.inv(vectors) for p in (pixels, changed))
+    for stain in range(3):
+        scale, shift = np.polyfit(before[:, stain], after[:, :, stain].T, deg=1)
+        for found, most in ((scale - 1, 0.2), (shift, 0.02)):
+            assert -1.2 * most < found.min() < -0.9 * most
+            assert 0.9 * most < found.max() < 1.2 * most
+            assert abs(found.mean()) < 0.15 * most
 
 
 def test_the_panel_is_the_union_over_sections() -> None:

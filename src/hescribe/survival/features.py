@@ -111,13 +111,14 @@ def _region_features(regions: pd.Series, weights: sparse.csr_matrix, names: Sequ
     member = np.stack([(labels == r).to_numpy(dtype=np.float64) for r in known], axis=1)
     share = member.mean(axis=0)
     out = {f"{FRACTION}:{r}": float(s) for r, s in zip(known, share, strict=True)}
-    # Sides of the graph that join two regions, over what shares of tiles alone would give; +1 so that none is no
-    # infinity, and one odd pair on a small slide counts for little
+    # Sides of the graph that join two regions, over what shares of tiles alone would give, no tile being its own
+    # neighbour; +1 so that none is no infinity, and one odd pair on a small slide counts for little
     met, degree = member.T @ (weights @ member), float(weights.sum())
     n = len(labels)
     for i, j in combinations_with_replacement(range(len(known)), 2):
         both = met[i, j] + met[j, i] if i != j else met[i, i]
-        chance = degree * share[i] * share[j] * (2 if i != j else 1) * n / max(n - 1, 1)
+        pairs = 2 * share[i] * share[j] if i != j else share[i] * (share[i] - 1 / n)
+        chance = degree * pairs * n / max(n - 1, 1)
         there = share[i] > 0 and share[j] > 0
         out[f"{NEXT}:{known[i]}|{known[j]}"] = float(np.log2((both + 1) / (chance + 1))) if there else float("nan")
     return out

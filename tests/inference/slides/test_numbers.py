@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import zarr
+from scipy import sparse
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
@@ -20,6 +21,7 @@ from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import expression, features, predict_slide, prepared
 from hescribe.inference.slides.expression import block_rows, moments
+from hescribe.io.rows import RowFile
 from hescribe.methods import METHODS
 from hescribe.plots.ground import find_ground
 from hescribe.slides.blocks.sweep import Batch
@@ -132,6 +134,30 @@ def test_a_dense_grid_has_the_means_of_a_thinned_one() -> None:
     assert off.max() < 0.01 * features.std()
     assert len(expression.thin(centres, 112.0, spread_um)) == len(centres)
     assert len(expression.thin(centres[[7]], stride_um, spread_um)) == 1  # where no row of the lattice meets it
+
+
+@pytest.mark.parametrize(("stride_um", "every"), [(25.0, 1), (20.0, 1), (16.0, 3), (12.0, 3), (10.0, 5), (8.0, 5)])
+def test_one_tile_stands_for_those_around_it(stride_um: float, every: int) -> None:
+    """At most a quarter of 200 µm wide, and an odd number each way, so that it lies in their middle."""
+    side = 15
+    centres = (np.mgrid[:side, :side][::-1].reshape(2, -1).T + 0.5) * stride_um
+    rows = expression.thin(centres, stride_um, 200.0)
+    middles = (np.mgrid[: side // every, : side // every][::-1].reshape(2, -1).T + 0.5) * every * stride_um
+    np.testing.assert_allclose(centres[rows], middles)
+
+
+def test_means_over_some_of_the_tiles_are_of_just_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expression, "_SOURCES", 4)  # held at once, of ten
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(40, width)).astype("f") for width in (3, 2)]
+    own = [RowFile(tmp_path / f"{i}.npy", v.shape) for i, v in enumerate(values)]
+    for table, v in zip(own, values, strict=True):
+        table.write(0, v)
+    rows = np.sort(rng.choice(40, 10, replace=False))
+    weights = rng.random((6, 10)) * (rng.random((6, 10)) < 0.6)
+    weights[:, 2] = 0  # that no tile is near to
+    found = expression._weigh(sparse.csr_matrix(weights), rows, own)
+    np.testing.assert_allclose(found, weights @ np.hstack(values)[rows], rtol=1e-5, atol=1e-6)
 
 
 def test_moments_of_blocks_where_the_mean_is_large() -> None:
