@@ -56,6 +56,7 @@ TILE_REGION = "library_id"  #: obs: which shapes a row belongs to
 TILE_ID = "tile_id"  #: obs and shapes: which of them
 
 # columns of a table of published figures, as recipes give it and a benchmark takes it
+PUBLISHED_ENCODER = "encoder"  #: may be there besides
 PUBLISHED = ("method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs")
 
 # files of a bundle

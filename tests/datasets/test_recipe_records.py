@@ -11,6 +11,7 @@ import pytest
 from hescribe.datasets.recipes import Recipe, find_recipe, list_recipes, published_figures
 from hescribe.datasets.recipes.layouts import LAYOUTS
 from hescribe.datasets.registry import DATASETS
+from hescribe.encoders import ENCODERS
 from hescribe.errors import InputError
 from hescribe.evaluation.scores import SETS
 from hescribe.evaluation.splits import PROTOCOLS
@@ -56,7 +57,7 @@ def test_what_is_fetched_by_name_is_registered(recipe: Recipe) -> None:
 @every
 def test_figures_say_whether_they_may_be_compared(recipe: Recipe) -> None:
     table = published_figures(recipe.name)
-    assert list(table) == ["method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs"]
+    assert list(table) == ["method", "figure", "set", "pcc", "protocol", "source", "comparable", "differs", "encoder"]
     assert len(table) == len(recipe.figures)
     assert (table.comparable == (table.differs == "")).all()
     assert (table[["method", "figure", "set", "protocol", "source"]] != "").all(axis=None)
@@ -83,7 +84,11 @@ def test_figures_from_their_sources() -> None:
     idc = by_encoder("hest-idc")
     assert idc.loc["ResNet50", "pcc"] == 0.4741
     assert idc.loc["H-optimus-0", ["method", "set"]].tolist() == ["ridge-hest", "panel"]
-    assert "log1p of the counts as they are" in idc.loc["ResNet50", "differs"]
+    assert idc["comparable"].all()
+    assert find_recipe("hest-idc").target_sum == "counts"
+    assert idc.loc["UNI2-h", "encoder"] in ENCODERS
+    assert idc.loc["ResNet50", "encoder"] not in ENCODERS  # ours has one block more
+    assert "over all spots of a patient's two sections together" in by_encoder("hest-read").loc["UNI", "differs"]
     nine = ["idc", "prad", "paad", "skcm", "coad", "read", "ccrcc", "lung", "lymph-idc"]
     for encoder, mean in {"ResNet50": 0.326, "UNI": 0.3862, "Virchow2": 0.3984, "H-optimus-0": 0.4146,
                           "UNI2-h": 0.4141, "H-optimus-1": 0.4229}.items():  # fmt: skip

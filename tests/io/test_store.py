@@ -69,3 +69,5 @@ def test_log_normalisation_by_hand() -> None:
     median = np.log1p(np.array([[1 / 4, 3 / 4], [0, 0], [1, 0]]) * 7.0)
     found = log_normalise(sparse.csr_matrix(counts), target_sum="median").toarray()
     np.testing.assert_allclose(found, median, rtol=1e-6)
+    found = log_normalise(sparse.csr_matrix(counts), target_sum="counts").toarray()
+    np.testing.assert_allclose(found, np.log1p(counts), rtol=1e-6)

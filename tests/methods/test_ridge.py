@@ -49,6 +49,12 @@ def test_the_recipe_of_hest_benchmark() -> None:
     judge = SklearnRidge(alpha=100 / (8 * 7), fit_intercept=False, solver="lsqr", max_iter=1000, tol=1e-10)
     expected = judge.fit(scores, expression.toarray()).predict(scores)
     np.testing.assert_allclose(model.predict_expression(torch.from_numpy(features)).detach(), expected, atol=1e-4)
+    # A task's genes are the panel; what is predicted besides does not change its penalty
+    model = Ridge(nn.Identity(), Shapes(20, 3, 7), HestRidgeConfig(components=8))
+    model.solve(features, expression, Origin(groups, groups))
+    judge = SklearnRidge(alpha=100 / (8 * 3), fit_intercept=False, solver="lsqr", max_iter=1000, tol=1e-10)
+    expected = judge.fit(scores, expression.toarray()).predict(scores)
+    np.testing.assert_allclose(model.predict_expression(torch.from_numpy(features)).detach(), expected, atol=1e-4)
 
 
 def test_tiles_that_all_look_the_same_teach_nothing() -> None:

@@ -102,6 +102,15 @@ def test_a_figure_of_a_named_protocol_stands_beside_that_protocol() -> None:
     assert same.empty
 
 
+def test_a_figure_of_an_encoder_stands_beside_runs_on_that_encoder() -> None:
+    ours = pd.concat([methods(), methods().assign(encoder="uni", pcc=0.6)])
+    told = pd.concat([published(encoder="uni"), published(encoder="virchow2")], ignore_index=True)
+    same, other = beside_published(ours, told)
+    assert same[["encoder", "pcc"]].to_numpy().tolist() == [["uni", 0.6]]
+    assert list(other["differs"]) == ["encoder virchow2, which was not run here"]
+    assert len(beside_published(ours, published())[0]) == 2  # of no encoder in particular
+
+
 def test_published_figures_must_say_how_they_differ() -> None:
     with pytest.raises(InputError, match="does not say how"):
         beside_published(methods(), published(comparable=False))

@@ -29,7 +29,10 @@ MinDetected = Annotated[
     float, typer.Option(help="Share of the training spots in which a gene must be seen to be predicted, 0 to 1.")
 ]
 TargetSum = Annotated[
-    str, typer.Option(help="Counts per spot before the logarithm; median: each section's median library size.")
+    str,
+    typer.Option(
+        help="Counts per spot before the logarithm; median: each section's median library size; counts: as they are."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes the accelerator there is.")]

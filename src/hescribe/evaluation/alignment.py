@@ -31,7 +31,7 @@ class Aligned:
     predicted, truth
         (n, g) log expression on the prediction's scale; the truth was normalised with all genes of the section.
     target_sum
-        That scale: counts per spot before the logarithm.
+        That scale: counts per spot before the logarithm, or "counts".
     counts
         (n, all genes of the section) raw counts of the shared spots.
     columns
@@ -46,7 +46,7 @@ class Aligned:
     spots: tuple[str, ...]
     predicted: npt.NDArray[np.float32]
     truth: SparseExpression
-    target_sum: float
+    target_sum: TargetSum
     counts: sparse.csr_matrix
     columns: npt.NDArray[np.intp]
     centres: Centres

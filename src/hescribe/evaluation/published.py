@@ -24,7 +24,8 @@ def beside_published(
         Ours: ``method``, ``encoder``, ``protocol``, maybe ``seed``, ``set``, ``pcc``, ``pcc_low``, ``pcc_high``.
     published
         ``method`` and ``set`` (names as ours), ``figure`` (what the source calls it), ``pcc``,
-        ``protocol``, ``source``, ``comparable`` (the protocol is ours) and ``differs`` (else how it is not).
+        ``protocol``, ``source``, ``comparable`` (the protocol is ours) and ``differs`` (else how it is not); where it is
+        of one encoder, ``encoder`` (its name as ours).
     variants
         Names of ours → the method they are variants of; a published figure of it stands beside them too.
 
@@ -45,17 +46,23 @@ def beside_published(
         return pd.DataFrame(), pd.DataFrame()
     if missing := [c for c in keys.PUBLISHED if c not in published]:
         raise InputError(f"published figures lack the column {', '.join(missing)}")
-    told = published[list(keys.PUBLISHED)].rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
-    same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods)
+    columns = [*keys.PUBLISHED, keys.PUBLISHED_ENCODER]
+    told = published.reindex(columns=columns).rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
+    told = told.rename(columns={keys.PUBLISHED_ENCODER: "of"}).fillna({"of": ""})
+    known = told["of"].isin(["", *methods.get("encoder", ())]).to_numpy()
+    same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods) & known
     other = told[~same].drop(columns="comparable").copy()
     other["differs"] = other["differs"].fillna("").astype(str).str.strip()
     silent = other["differs"] == ""
     if (silent & ~told.loc[other.index, "comparable"].astype(bool)).any():
         raise InputError("a published figure that is not comparable does not say how its protocol differs")
     other.loc[silent, "differs"] = [
-        f"protocol {p}, which was not run here" for p in other.loc[silent, "published_protocol"]
+        f"encoder {e}, which was not run here" if not k else f"protocol {p}, which was not run here"
+        for p, e, k in zip(
+            other.loc[silent, "published_protocol"], other.loc[silent, "of"], known[~same][silent], strict=True
+        )
     ]
-    return _joined(told[same], methods, variants), other.reset_index(drop=True)
+    return _joined(told[same], methods, variants), other.drop(columns="of").reset_index(drop=True)
 
 
 def _of_our_protocol(told: pd.DataFrame, methods: pd.DataFrame) -> np.ndarray:
@@ -76,6 +83,8 @@ def _joined(told: pd.DataFrame, methods: pd.DataFrame, variants: Mapping[str, st
     only = methods["protocol"].iloc[0]
     told = told.assign(protocol=[p if p in PROTOCOLS else only for p in told["published_protocol"]])
     both = told.merge(ours, on=["method", "set", "protocol"], how="left")
+    if "encoder" in both:
+        both = both[(both["of"] == "") | (both["of"] == both["encoder"]) | both["encoder"].isna()]
     both["method"] = both["name"].fillna(both["method"])
     order = ["method", "set", "published_pcc", "pcc", "pcc_low", "pcc_high", *labels, "figure", "source"]
     return both[order].reset_index(drop=True)

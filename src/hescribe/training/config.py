@@ -30,8 +30,9 @@ class TrainConfig(BaseModel):
     encoder: str = "resnet50"
     genes: str = Field("hvg:1000", description="hvg:N, all, or a file with one gene a line: the embedding's panel")
     min_detected: float = Field(0.03, ge=0, le=1, description="share of training spots in which an output gene is seen")
-    target_sum: Literal["median"] | Annotated[float, Field(ge=1, le=1e9)] = Field(
-        USUAL_SUM, description="counts per spot after scaling; median: each section's median library size"
+    target_sum: Literal["median", "counts"] | Annotated[float, Field(ge=1, le=1e9)] = Field(
+        USUAL_SUM,
+        description="counts per spot after scaling; median: each section's median library size; counts: as they are",
     )
     tile_um: float = Field(112.0, gt=0, le=10_000, description="side of a tile, µm")
     views: Views | None = Field(

@@ -169,6 +169,7 @@ def _options(recipe: Recipe, protocol: str, *, genes: Path | None, methods: Sequ
         "encoder": recipe.encoder,
         "tile_um": recipe.tile_um,
         "genes": str(genes.absolute()) if genes else recipe.genes,
+        "target_sum": recipe.target_sum,
         "markers": ",".join(recipe.markers),
     }
     if recipe.shares_patients(protocol):

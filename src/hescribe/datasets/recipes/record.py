@@ -49,6 +49,8 @@ class Figure:
         How it was measured, and where it is printed.
     differs
         How that protocol differs from ours; empty where it does not.
+    encoder
+        Our name of the encoder it is of, which it may be compared on; empty where that is part of the method.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Figure:
     protocol: str
     source: str
     differs: tuple[str, ...] = ()
+    encoder: str = ""
 
     @property
     def comparable(self) -> bool:
@@ -79,6 +82,8 @@ class Recipe:
         Where the sections' patients are from.
     folds
         The folds of the original, and whether they keep patients apart.
+    target_sum
+        Scale of the expression, as ``--target-sum`` has it.
     gene_list
         Pattern of a file with the set's own genes, where its download has one; it takes the place of ``genes``.
     protocols
@@ -108,6 +113,7 @@ class Recipe:
     figures: tuple[Figure, ...] = ()
     unverified: tuple[str, ...] = ()
     gene_list: str = ""
+    target_sum: str = "10000"
 
     @property
     def n_patients(self) -> int:

@@ -65,7 +65,7 @@ def published_figures(recipe_name: str) -> pd.DataFrame:
     -------
     DataFrame
         ``method`` (ours where we have it), ``figure``, ``set`` (ours where it is the same: `all`, `panel`, `heg50` …),
-        ``pcc``, ``protocol``, ``source``, ``comparable``, ``differs``. Only where ``comparable`` is true may a figure
+        ``pcc``, ``protocol``, ``source``, ``comparable``, ``differs``, ``encoder`` (empty: not told apart). Only where ``comparable`` is true may a figure
         stand in one column with ours; elsewhere ``differs`` says why not.
 
     Raises
@@ -75,11 +75,12 @@ def published_figures(recipe_name: str) -> pd.DataFrame:
     """
     import pandas as pd
 
+    columns = (*keys.PUBLISHED, keys.PUBLISHED_ENCODER)
     rows = [
-        {**{c: getattr(figure, c) for c in keys.PUBLISHED}, "differs": "; ".join(figure.differs)}
+        {**{c: getattr(figure, c) for c in columns}, "differs": "; ".join(figure.differs)}
         for figure in find_recipe(recipe_name).figures
     ]
-    return pd.DataFrame(rows, columns=list(keys.PUBLISHED)).astype({"pcc": "float64", "comparable": "bool"})
+    return pd.DataFrame(rows, columns=list(columns)).astype({"pcc": "float64", "comparable": "bool"})
 
 
 @cache
@@ -125,4 +126,5 @@ def _figures(block: dict[str, Any]) -> Iterable[Figure]:
     """Rows of a block: method, figure, correlation and, where it is not the block's, the gene set."""
     told = {"protocol": block["protocol"], "source": block["source"], "differs": tuple(block["differs"])}
     for method, figure, pcc, *own_set in block["rows"]:
-        yield Figure(method, figure, own_set[0] if own_set else block["set"], float(pcc), **told)
+        encoder = figure.lower() if block.get("encoders") else ""
+        yield Figure(method, figure, own_set[0] if own_set else block["set"], float(pcc), **told, encoder=encoder)

@@ -31,7 +31,7 @@ class RidgeConfig(MethodConfig):
     penalty: Literal["auto", "hest"] | Penalty = Field(
         "auto",
         description="as a share of the largest component's sum of squares; auto: by leaving groups out; "
-        "hest: 100 / (components × genes), as HEST-Benchmark",
+        "hest: 100 / (components × genes of the panel), as HEST-Benchmark",
     )
     intercept: bool = Field(default=True, description="predict the training mean where features say nothing")
 
@@ -67,6 +67,7 @@ class Ridge(RegressionModel):
         super().__init__()
         self.tower = tower
         self.config = config
+        self._targets = shapes.panel or shapes.genes
         components = min(config.components, shapes.features)
         self.register_buffer("mean", torch.zeros(shapes.features))
         self.register_buffer("scale", torch.ones(shapes.features))
@@ -95,7 +96,7 @@ class Ridge(RegressionModel):
         elif penalty == "hest":
             # Theirs is on components as they are, ours on components divided by the first one's spread, n times
             first = np.square(axes[:, :1]).sum()  # none, where all tiles look the same
-            penalty = 100 / (max(axes.shape[1], 1) * expression.shape[1]) * first / len(features)
+            penalty = 100 / (max(axes.shape[1], 1) * self._targets) * first / len(features)
         coefficients = solve_ridge(scores, expression, (float(penalty),))[0]
         self._store("mean", mean)
         self._store("scale", scale)

@@ -49,8 +49,10 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     changed, flip_x, flip_y, angle, area, ratio, x, y = torch.rand((8, count), generator=generator)
     # In units of half a side: the crop's own size, where its middle lies, and how it lies in the image
-    stretch = torch.exp((2 * ratio - 1) * math.log(4 / 3) / 2)
-    sides = ((0.8 + 0.2 * area).sqrt() * torch.stack([stretch, 1 / stretch])).clamp(max=1.0)
+    side = (0.8 + 0.2 * area).sqrt()
+    # As far as the longer side stays inside the image
+    stretch = torch.exp((2 * ratio - 1) * math.log(4 / 3) / 2).clamp(side, 1 / side)
+    sides = (side * torch.stack([stretch, 1 / stretch])).clamp(max=1.0)
     middle = (2 * torch.stack([x, y]) - 1) * (1 - sides)
     turn = 2 * math.pi * angle
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()]).unflatten(0, (2, 2))
