@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hescribe import keys
 from hescribe.applications.regions import find_regions
 from hescribe.downstream.regions import RegionSettings, adjacency, name_cluster, neighbourhood, regions, relax
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 
 SETS = {"tumour": ["T0", "T1", "T2"], "fat": ["F0", "F1", "F2"]}
 GENES = [f"{k}{i}" for k in "TFN" for i in range(3)] + [f"B{i}" for i in range(11)]
@@ -131,6 +131,15 @@ def test_a_set_that_cannot_be_trusted_names_nothing() -> None:
     with pytest.warns(match="fat: 2 of 3 genes are below the trust threshold"):
         found = regions(adata, SETS, RegionSettings(n_clusters=3))
     assert set(found.obs[keys.REGION].astype(str)) <= {"tumour", "unclear"}
+
+
+def test_of_our_own_sets_those_that_are_there() -> None:
+    adata, _ = planted()
+    adata.var_names = ["EPCAM", "KRT8", "KRT18", *GENES[3:]]
+    with pytest.warns(HescribeWarning, match="the data have no gene of: "):
+        found = regions(adata, settings=RegionSettings(n_clusters=3))
+    assert "score_tumour" in found.obs
+    assert "score_fat" not in found.obs
 
 
 def test_nonsense_is_refused() -> None:

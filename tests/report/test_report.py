@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hescribe import keys
 from hescribe.errors import InputError, OutputError
 from hescribe.report import PlainScores, build_report
 from hescribe.report.contents import choose_genes, read_contents
+from hescribe.report.pictures import _smaller
 from hescribe.report.rows import gene_rows, provenance_rows
 from hescribe.report.words import figures, overall, trust
 from tests.report.conftest import EVIL, TITLE, make, score
@@ -265,3 +269,16 @@ def test_only_a_report_is_replaced(tmp_path: Path) -> None:
     first = build_report(given, None, None, {}, tmp_path / "out", title="First")
     assert build_report(given, None, None, {}, tmp_path / "out", title="Second") == first
     assert "Second" in first.read_text()
+
+
+def test_values_of_a_map_stay_apart_beside_a_slide(tmp_path: Path) -> None:
+    """A colour bar above a slide of all colours: its levels were as few as its share of the picture."""
+    bar = mpl.colormaps["viridis"](np.linspace(0, 1, 600), bytes=True)[None, :, :3].repeat(20, axis=0)
+    slide = np.random.default_rng(0).integers(120, 255, (580, 600, 3), dtype=np.uint8)
+    Image.fromarray(np.concatenate([bar, slide])).save(tmp_path / "map.png")
+    shown = np.asarray(Image.open(io.BytesIO(_smaller(tmp_path / "map.png", "viridis"))).convert("RGB"))
+    assert len(np.unique(shown[10], axis=0)) > 140
+    assert np.abs(shown[10].astype(float) - bar[0]).max() <= 4
+    assert np.abs(shown[20:].astype(float) - slide).mean() < 25
+    few = np.asarray(Image.open(io.BytesIO(_smaller(tmp_path / "map.png", None))).convert("RGB"))
+    assert len(np.unique(few[10], axis=0)) < 60

@@ -22,6 +22,7 @@ from hescribe.downstream.gene_sets import (
     log_expression,
     marker_sets,
     match_genes,
+    present_sets,
     score_gene_sets,
     standardised,
     untrusted_genes,
@@ -93,7 +94,7 @@ def regions(
     adata
         Measured counts or a prediction, with positions in ``obsm["spatial"]``.
     sets
-        Set → genes; by default `marker_sets`.
+        Set → genes; by default those of `marker_sets` that the data have a gene of.
     settings
         See `RegionSettings`.
 
@@ -117,7 +118,7 @@ def regions(
         raise InputError(f"{few} too few for {wanted} regions", fix="at least 2 spots a region")
     centres = np.asarray(adata.obsm[keys.SPATIAL], dtype=np.float64)[:, :2]
     check_apart(centres)
-    sets = sets or marker_sets()
+    sets = sets or present_sets(adata, marker_sets())
     scores = score_gene_sets(adata, sets, method=how.scoring, min_pcc=how.min_pcc)
     naming = [name for name, genes in sets.items() if can_name(adata, genes, how.min_pcc)]
     near = neighbourhood(centres, _spread_px(adata, centres, how.smooth_um))

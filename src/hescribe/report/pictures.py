@@ -18,11 +18,12 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from hescribe import keys, plots
-from hescribe.plots.style import DPI, EXPRESSION_COLOURS, NOVELTY_COLOURS, signed
+from hescribe.plots.style import DPI, EXPRESSION_COLOURS, INK, MUTED, NOVELTY_COLOURS, signed
 from hescribe.report.contents import Content, choose_genes
 
 _EMBEDDED_PX = 1400  #: width of a picture in the page: twice the place it has, for sharp screens
 _OTHERS = 96  #: of a map's 256 colours, for all that is not the map itself
+_SHADES = 12  #: of these, for each colour of letters
 _SVG_LIMIT = 250_000  #: bytes; a larger SVG goes into the page as PNG
 
 
@@ -123,9 +124,12 @@ def _smaller(path: Path, colours: str | None) -> bytes:
 def _palette(colours: str, image: Image.Image) -> npt.NDArray[np.uint8]:
     """Colours of an indexed map, (256, 3) or fewer: levels of its colour map, and what else is seen most."""
     levels = mpl.colormaps[colours](np.linspace(0, 1, 256 - _OTHERS), bytes=True)[:, :3]
-    most = image.quantize(_OTHERS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
-    ends = np.array([[0, 0, 0], [255, 255, 255]], dtype=np.uint8)  # of letters and paper
-    return np.concatenate([ends, np.array(most[: 3 * (_OTHERS - 2)], dtype=np.uint8).reshape(-1, 3), levels])
+    # Letters on paper, whose blurred edges would otherwise take on the map's dark end
+    shades = [np.linspace(np.multiply(mpl.colors.to_rgb(c), 255), 255, _SHADES) for c in (INK, MUTED)]
+    letters = np.concatenate(shades).round().astype(np.uint8)
+    others = _OTHERS - len(letters)
+    most = image.quantize(others, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette() or []
+    return np.concatenate([letters, np.array(most[: 3 * others], dtype=np.uint8).reshape(-1, 3), levels])
 
 
 def _on_palette(image: Image.Image, palette: npt.NDArray[np.uint8]) -> Image.Image:
