@@ -53,13 +53,23 @@ def test_who_is_ahead_is_said_with_its_interval() -> None:
     assert chapter is not None
     assert chapter.text[1] == (
         "HEG-50, leave-one-patient-out, stain: knn has the highest figure, but cannot be told from ours, the next: "
-        "0.010 [−0.02, 0.04]."
+        "0.010 [−0.020, 0.040]."
     )
     (_, table) = chapter.tables[0]
     assert list(table["Method"]) == ["ours"]
-    assert list(table["minus ridge"]) == ["0.100 [0.05, 0.15]"]
-    assert list(table["minus knn"]) == ["−0.010 [−0.04, 0.02]"]
+    assert list(table["minus ridge"]) == ["0.100 [0.050, 0.150]"]
+    assert list(table["minus knn"]) == ["−0.010 [−0.040, 0.020]"]
     assert list(table["Verdict"]) == ["not shown to be better than knn"]
+
+
+def test_bounds_of_differences_show_their_side_of_zero() -> None:
+    """“behind” used to stand beside ``[−0.15, 0.00]``."""
+    table = comparisons().assign(difference=-0.07, low=-0.15, high=-0.004)
+    chapter = results.paired(methods(), table[table["first"] == "ours"])
+    assert chapter is not None
+    assert list(chapter.tables[0][1]["minus ridge"]) == ["−0.070 [−0.150, −0.004]"]
+    assert words.interval(-0.07, -0.15, -0.004) == "−0.070 [−0.15, 0.00]"
+    assert words.interval(0.4, np.nan, np.nan) == "0.400"
 
 
 def test_the_better_control_is_the_one_compared_with() -> None:

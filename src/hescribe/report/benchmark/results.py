@@ -11,6 +11,7 @@ from hescribe.report.benchmark.words import (
     SETS,
     SHORT,
     chosen,
+    gap,
     headed,
     interval,
     labelled,
@@ -95,12 +96,11 @@ def _leaders(methods: pd.DataFrame, comparisons: pd.DataFrame, name: str) -> lis
         ranked = list(part.sort_values("pcc", ascending=False)["method"])
         if len(ranked) < 2:
             continue
-        value, low, high = difference(chosen(comparisons, {**told, "set": name}), ranked[0], ranked[1])
-        gap = interval(value, low, high)
-        if low > 0:
-            said = f"{ranked[0]} is ahead of {ranked[1]}, the next, by {gap}"
+        apart = difference(chosen(comparisons, {**told, "set": name}), ranked[0], ranked[1])
+        if apart[1] > 0:
+            said = f"{ranked[0]} is ahead of {ranked[1]}, the next, by {gap(*apart)}"
         else:
-            said = f"{ranked[0]} has the highest figure, but cannot be told from {ranked[1]}, the next: {gap}"
+            said = f"{ranked[0]} has the highest figure, but cannot be told from {ranked[1]}, the next: {gap(*apart)}"
         out.append(f"{SHORT[name]}, {place(told, short)}: {said}.")
     return out
 
@@ -117,14 +117,14 @@ def _against_controls(methods: pd.DataFrame, comparisons: pd.DataFrame) -> pd.Da
                 continue
             own = chosen(comparisons, {**run, "set": name})
             gaps = {c: difference(own, method, c) for c in CONTROLS}
-            row = {**told, "set": name} | {f"minus {c}": interval(*gap) for c, gap in gaps.items()}
+            row = {**told, "set": name} | {f"minus {c}": gap(*apart) for c, apart in gaps.items()}
             rows.append(row | {"Verdict": verdict(gaps)})
     return pd.DataFrame(rows)
 
 
 def verdict(gaps: dict[str, tuple[float, float, float]]) -> str:
     """What the paired differences from the controls allow to say."""
-    if absent := [c for c, gap in gaps.items() if np.isnan(gap[0])]:
+    if absent := [c for c, apart in gaps.items() if np.isnan(apart[0])]:
         return f"open: {', '.join(absent)} was not run"
     if all(low > 0 for _, low, _ in gaps.values()):
         return "better than both"
