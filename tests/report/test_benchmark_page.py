@@ -9,7 +9,7 @@ import pytest
 from hescribe.errors import InputError
 from hescribe.evaluation.published import beside_published
 from hescribe.report.benchmark import details, page, results, words
-from hescribe.report.tools import _text
+from hescribe.report.tools import _cells, _text
 
 LOPO = "leave-one-patient-out"
 
@@ -123,10 +123,30 @@ def test_published_figures_must_say_how_they_differ() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.26, "0.260"), (0.4567, "0.457"), (0.0, "0"), (12.0, "12"), (99.96, "100"), (999.7, "1,000"),
-     (1.5e-7, "1.50e-07"), (np.inf, "inf"), (np.nan, "–"), ("ridge", "ridge")],
+     (1.5e-7, "1.50e-07"), (-0.0417, "−0.0417"), (-0.3e-7, "−3.00e-08"), (-120.4, "−120"), ("-x", "-x"), (np.inf, "inf"), (np.nan, "–"), ("ridge", "ridge")],
 )  # fmt: skip
 def test_numbers_of_a_column_stand_in_line(value: object, text: str) -> None:
     assert _text(value) == text
+
+
+def correlations() -> pd.DataFrame:
+    """Of two cell types, one of them told by chance."""
+    table = pd.DataFrame({"method": "knn", "cell_type": ["T cell", "tumour"], "pcc": [-0.000375, 0.41]})
+    return table.assign(encoder="stain", protocol=LOPO)
+
+
+def test_correlations_in_tables_have_three_decimals() -> None:
+    """Where the others had 0.375, one had ``0.000375`` and one ``-0.0417``."""
+    chapter = details.cell_types(correlations())
+    assert chapter is not None
+    cells = _cells(chapter.tables[0][1], chapter.decimals)
+    assert cells["rows"] == [["knn", "0.205", "0.000", "0.410"]]
+    assert cells["numeric"] == [False, True, True, True]
+    figures = ["gene_gene_pcc", "gene_gene_rmse", "rvd", "morans_pcc", "morans_mae"]
+    chapter = details.structure(methods().assign(**{f: -0.0417 for f in figures} | {"rvd": np.nan}, set="all"))
+    assert _cells(chapter.tables[0][1], chapter.decimals)["rows"][0] == [
+        "ours", "−0.042", "−0.042", "–", "−0.042", "−0.042"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seeds", "said"), [([2, 2, 2], "over 2 seeds."), ([3, 1, 2], "over 1 to 3 seeds.")])

@@ -119,7 +119,7 @@ def structure(methods: pd.DataFrame) -> Chapter:
         if len(part):
             shown = part[["method", *keys_of(part), *_STRUCTURE]].rename(columns=_STRUCTURE)
             tables.append((SET_NAMES[each], headed(shown)))
-    return Chapter("Structure", text, plates, tables)
+    return Chapter("Structure", text, plates, tables, decimals=3)
 
 
 def learning_curve(table: pd.DataFrame) -> Chapter | None:
@@ -156,7 +156,7 @@ def cell_types(table: pd.DataFrame) -> Chapter | None:
         "Correlation of each cell type's predicted share with the measured one across the spots of a section, averaged over "
         "the sections where the type makes up at least 1%. Methods that do not retrieve say nothing of cell types."
     )
-    return Chapter("Cell types", [text], tables=[("PCC by cell type", headed(wide.reset_index()))])
+    return Chapter("Cell types", [text], tables=[("PCC by cell type", headed(wide.reset_index()))], decimals=3)
 
 
 def cost(table: pd.DataFrame) -> Chapter:

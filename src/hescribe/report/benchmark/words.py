@@ -101,7 +101,7 @@ def gap(value: float, low: float, high: float) -> str:
 
 
 def _with_bounds(value: float, low: float, high: float, *, digits: int) -> str:
-    if not np.isfinite(low):
+    if np.isnan(value) or not np.isfinite(low):
         return three(value)
     return f"{three(value)} [{_decimals(low, digits)}, {_decimals(high, digits)}]"
 
