@@ -72,6 +72,21 @@ def test_bounds_of_differences_show_their_side_of_zero() -> None:
     assert words.interval(0.4, np.nan, np.nan) == "0.400"
 
 
+def test_the_ceiling_is_the_last_row_of_its_encoder() -> None:
+    """It used to stand in every cell, and the table was wider than the page."""
+    first = methods().assign(ceiling=[0.70401, 0.70404, 0.704], n_sections=6)
+    table = pd.concat([first, first.assign(encoder="uni", ceiling=[0.64, 0.67, 0.66], n_sections=[5, 6, 6])])
+    table = pd.concat([table, table.iloc[:2].assign(set="marker", ceiling=np.nan)])
+    shown = words.headed(results._wide(table))
+    assert list(shown) == ["Method", "Encoder", "Sections", "HEG-50", "Markers"]
+    assert list(shown["Method"]) == ["ours", "ridge", "knn", "ceiling"] * 2
+    assert list(shown["Encoder"]) == ["stain"] * 4 + ["uni"] * 4
+    assert list(shown["HEG-50"][[0, 3, 7]]) == ["0.400 [0.10, 0.50]", "0.704", "0.640 to 0.670"]
+    assert list(shown["Markers"]) == ["0.400 [0.10, 0.50]", "0.300 [0.10, 0.50]", *["–"] * 6]
+    assert [row[2] for row in _cells(shown)["rows"]] == ["6", "6", "6", "–", "5", "6", "6", "–"]
+    assert _cells(shown)["numeric"] == [False, False, True, False, False]
+
+
 def test_the_better_control_is_the_one_compared_with() -> None:
     assert details.best_control(methods()) == "knn"
     assert details.best_control(methods().iloc[:2]) == "ridge"
@@ -143,7 +158,7 @@ def test_correlations_in_tables_have_three_decimals() -> None:
     assert cells["rows"] == [["knn", "0.205", "0.000", "0.410"]]
     assert cells["numeric"] == [False, True, True, True]
     figures = ["gene_gene_pcc", "gene_gene_rmse", "rvd", "morans_pcc", "morans_mae"]
-    chapter = details.structure(methods().assign(**{f: -0.0417 for f in figures} | {"rvd": np.nan}, set="all"))
+    chapter = details.structure(methods().assign(**dict.fromkeys(figures, -0.0417) | {"rvd": np.nan}, set="all"))
     assert _cells(chapter.tables[0][1], chapter.decimals)["rows"][0] == [
         "ours", "−0.042", "−0.042", "–", "−0.042", "−0.042"
     ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -39,7 +41,7 @@ def headline(methods: pd.DataFrame) -> Chapter:
         "PCC: Pearson's correlation per gene across the spots of one section, averaged over the genes of a set, then over "
         "the test sections. In brackets the 95% interval of a bootstrap over patients (or sections, where there are fewer "
         "than three patients) and blocks of tissue. Ceiling: the PCC that a perfect prediction would reach against counts "
-        "this noisy."
+        "this noisy; it is the last row of each encoder and protocol, a range where not all methods predict the same genes."
     ]
     if "n_seeds" in methods:
         spread = three(float(methods.loc[methods["set"].isin(SETS), "seed_spread"].max()))
@@ -47,23 +49,31 @@ def headline(methods: pd.DataFrame) -> Chapter:
             "Figures are means over seeds, resample by resample: the intervals are of tissue, not of seeds. Two seeds of "
             f"one method differ by {spread} at most here; each seed's own figures are in seeds.csv."
         )
-    return Chapter("Results", text, plates, [("PCC [95% interval] / ceiling", headed(_wide(methods)))])
+    return Chapter("Results", text, plates, [("PCC [95% interval]", headed(_wide(methods)))])
 
 
 def _wide(methods: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, encoder and protocol, a column a gene set."""
-    rows = []
-    for told, part in runs_of(methods, "method"):
-        row = {**told, **{c: int(part[c].max()) for c in _COUNTS if c in part}}
-        for name in SETS:
-            own = part[part["set"] == name]
-            if len(own):
-                one = own.iloc[0]
-                reached = interval(one["pcc"], one["pcc_low"], one["pcc_high"])
-                row[f"{SHORT[name]} / ceiling"] = f"{reached} / {three(one['ceiling'])}"
-        rows.append(row)
-    table = pd.DataFrame(rows).fillna("–")
-    return table.drop(columns=[c for c in _COUNTS if c in table and len(set(table[c])) == 1])  # the first line says it
+    """A row a method, encoder and protocol, below each encoder's and protocol's its ceiling; a column a gene set."""
+    rows: list[dict[str, Any]] = []
+    for told, part in runs_of(methods):
+        for method, own in part.groupby("method", sort=False):
+            counts = {c: int(own[c].max()) for c in _COUNTS if c in own}
+            figures = own.set_index("set")[["pcc", "pcc_low", "pcc_high"]]
+            reached = {SHORT[name]: interval(*figures.loc[name]) for name in SETS if name in figures.index}
+            rows.append({"method": method, **told, **counts, **reached})
+        ceilings = part.groupby("set")["ceiling"]
+        rows.append({"method": "ceiling", **told, **{SHORT[n]: _range(c) for n, c in ceilings if n in SETS}})
+    # Counts stay numbers; where all are the same the first line of the page says it
+    same = [c for c in _COUNTS if len({row[c] for row in rows if c in row}) == 1]
+    table = pd.DataFrame(rows).drop(columns=same)
+    heads = [SHORT[name] for name in SETS if SHORT[name] in table]
+    return table.assign(**{h: table[h].fillna("–") for h in heads})[[c for c in table if c not in heads] + heads]
+
+
+def _range(values: pd.Series) -> str:
+    """``0.704``, or ``0.641 to 0.674`` where not all are the same."""
+    lowest, highest = three(float(values.min())), three(float(values.max()))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def paired(methods: pd.DataFrame, comparisons: pd.DataFrame) -> Chapter | None:
