@@ -9,6 +9,7 @@ import pytest
 from hescribe.errors import InputError
 from hescribe.evaluation.published import beside_published
 from hescribe.report.benchmark import details, page, results, words
+from hescribe.report.benchmark.cautions import cautions
 from hescribe.report.tools import _cells, _text
 
 LOPO = "leave-one-patient-out"
@@ -40,6 +41,7 @@ def test_a_difference_turns_with_its_sides() -> None:
         ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), "not shown to be better than ridge, knn"),
         ((0.1, 0.05, 0.15), (-0.2, -0.3, -0.1), "behind knn"),
         ((0.1, 0.05, 0.15), (np.nan, np.nan, np.nan), "open: knn was not run"),
+        ((np.nan, np.nan, np.nan), (np.nan, np.nan, np.nan), "open: ridge and knn were not run"),
     ],
 )
 def test_better_is_what_beats_both_controls(
@@ -162,6 +164,44 @@ def test_correlations_in_tables_have_three_decimals() -> None:
     assert _cells(chapter.tables[0][1], chapter.decimals)["rows"][0] == [
         "ours", "−0.042", "−0.042", "–", "−0.042", "−0.042"
     ]  # fmt: skip
+
+
+def all_tables(methods: pd.DataFrame, **others: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    none = dict.fromkeys(("comparisons", "failed", "sections", "cost"), pd.DataFrame())
+    return {**none, "methods": methods.assign(same_patient=False, n_patients=8), **others}
+
+
+def test_controls_are_needed_on_every_encoder() -> None:
+    """They were looked for on all encoders together: what ridge had on one was taken for a control of the other."""
+    first = methods()
+    assert cautions(all_tables(first)) == cautions(all_tables(first))[:1]
+    assert cautions(all_tables(first.iloc[:1]))[1:] == [
+        "ridge and knn were not run: no method can be called better here."
+    ]
+    two = pd.concat([first, first.iloc[:2].assign(encoder="timm:uni@w")])
+    assert cautions(all_tables(two))[1:] == ["knn was not run on uni: no method can be called better there."]
+    other = pd.concat([two.assign(protocol="leave-one-section-out"), two.iloc[3:], first.iloc[:1]])
+    assert cautions(all_tables(other))[1:] == [
+        "knn was not run on uni under leave-one-section-out and on uni under leave-one-patient-out: "
+        "no method can be called better there.",
+        "ridge and knn were not run on stain under leave-one-patient-out: no method can be called better there.",
+    ]
+    alike = pd.concat([first.iloc[:2], two.iloc[3:]])
+    assert cautions(all_tables(alike))[1:] == ["knn was not run: no method can be called better here."]
+
+
+def test_a_gene_panel_that_is_left_out_is_named() -> None:
+    genes = pd.concat([methods().assign(gene=g, ceiling=0.7) for g in "AB"])
+    without = genes[genes["method"] == "ours"].assign(encoder="timm:uni@w")
+    chapter = details.genes(pd.concat([genes, without]), methods().assign(set="all"))
+    assert chapter is not None
+    assert len(chapter.plates) == 1
+    assert chapter.text[1:] == ["Without a figure, since no control was run there: leave-one-patient-out, uni."]
+    chapter = details.genes(genes, methods().assign(set="all"))
+    assert chapter is not None
+    assert len(chapter.text) == 1
+    # A control alone has nothing to be set against
+    assert details.genes(genes[genes["method"] == "knn"], methods().assign(set="all")) is None
 
 
 @pytest.mark.parametrize(("seeds", "said"), [([2, 2, 2], "over 2 seeds."), ([3, 1, 2], "over 1 to 3 seeds.")])

@@ -17,6 +17,7 @@ from hescribe.report.benchmark.words import (
     headed,
     interval,
     labelled,
+    not_run,
     place,
     runs_of,
     short_encoders,
@@ -62,7 +63,7 @@ def _wide(methods: pd.DataFrame) -> pd.DataFrame:
             reached = {SHORT[name]: interval(*figures.loc[name]) for name in SETS if name in figures.index}
             rows.append({"method": method, **told, **counts, **reached})
         ceilings = part.groupby("set")["ceiling"]
-        rows.append({"method": "ceiling", **told, **{SHORT[n]: _range(c) for n, c in ceilings if n in SETS}})
+        rows.append({"method": "ceiling", **told, **{SHORT[str(n)]: _range(c) for n, c in ceilings if n in SETS}})
     # Counts stay numbers; where all are the same the first line of the page says it
     same = [c for c in _COUNTS if len({row[c] for row in rows if c in row}) == 1]
     table = pd.DataFrame(rows).drop(columns=same)
@@ -135,7 +136,7 @@ def _against_controls(methods: pd.DataFrame, comparisons: pd.DataFrame) -> pd.Da
 def verdict(gaps: dict[str, tuple[float, float, float]]) -> str:
     """What the paired differences from the controls allow to say."""
     if absent := [c for c, apart in gaps.items() if np.isnan(apart[0])]:
-        return f"open: {', '.join(absent)} was not run"
+        return f"open: {not_run(absent)}"
     if all(low > 0 for _, low, _ in gaps.values()):
         return "better than both"
     if behind := [c for c, (_, _, high) in gaps.items() if high < 0]:

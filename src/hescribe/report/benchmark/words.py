@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,11 @@ def listed(items: Iterable[object]) -> str:
     """``a, b and c``."""
     texts = [str(i) for i in items]
     return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
+
+
+def not_run(names: Sequence[str]) -> str:
+    """``ridge and knn were not run``."""
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'} not run"
 
 
 def many(number: int, what: str) -> str:

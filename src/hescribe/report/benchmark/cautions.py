@@ -1,0 +1,52 @@
+"""What the reader of a benchmark must know before believing its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from hescribe.report.benchmark.words import CONTROLS, listed, many, not_run, runs_of, short_encoders
+
+_RULE = (
+    "A method counts as better only where it beats both ridge and knn on the same encoder, by an interval of the paired "
+    "difference that lies above zero. A difference between two encoders is none between methods."
+)
+
+
+def cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Sentences, the rule of what counts as better first."""
+    methods, comparisons = tables["methods"], tables["comparisons"]
+    out = [_RULE, *_without_controls(methods)]
+    if methods["same_patient"].astype(bool).any():
+        names = listed(dict.fromkeys(methods.loc[methods["same_patient"].astype(bool), "protocol"]))
+        out.append(
+            f"{names}: sections of the test patient were in training. Such figures say little about a new patient."
+        )
+    if (fewest := int(methods["n_patients"].min())) < 5:
+        out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they can be too narrow.")
+    if len(comparisons) and not comparisons["same_genes"].astype(bool).all():
+        out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
+    if len(tables["failed"]):
+        out.append(f"{many(len(tables['failed']), 'run')} failed and cannot be judged; see “Failed runs”.")
+    return out
+
+
+def _without_controls(methods: pd.DataFrame) -> list[str]:
+    """On which encoders and under which protocols nothing can be called better."""
+    short = short_encoders(methods["encoder"])
+    several = {name: len(set(methods[name])) > 1 for name in ("encoder", "protocol")}
+    places: dict[tuple[str, ...], list[str]] = {}
+    for told, part in runs_of(methods):
+        where = (
+            f" on {short[told['encoder']]}" * several["encoder"] + f" under {told['protocol']}" * several["protocol"]
+        )
+        absent = tuple(c for c in CONTROLS if c not in set(part["method"]))
+        places.setdefault(absent, []).append(where.strip())
+    if len(places) == 1:
+        return [f"{not_run(absent)}: no method can be called better here." for absent in places if absent]
+    return [
+        f"{not_run(absent)} {listed(where)}: no method can be called better there."
+        for absent, where in places.items()
+        if absent
+    ]
