@@ -219,6 +219,16 @@ def test_an_interruption_costs_what_was_being_done(
     assert result.tables["cost"]["training_seconds"].notna().all()
 
 
+def test_what_was_asked_for_and_never_finished_is_on_the_page(
+    folder: Path, sections: list[Section], trained: Count
+) -> None:
+    shutil.rmtree(folder / "runs" / LOPO / "stain" / "knn")
+    result = benchmark(sections, ["ridge"], CONFIG, output=folder)
+    assert trained() == 0
+    assert set(result.methods["method"]) == {"ridge"}
+    assert "knn was asked for and is not finished: it stands in no table." in result.page.read_text()
+
+
 def patches(sections: list[Section], folder: Path) -> list[Section]:
     """The same sections with their tiles cut beforehand, and no slide."""
     folder.mkdir()

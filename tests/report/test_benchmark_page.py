@@ -174,20 +174,37 @@ def all_tables(methods: pd.DataFrame, **others: pd.DataFrame) -> dict[str, pd.Da
 def test_controls_are_needed_on_every_encoder() -> None:
     """They were looked for on all encoders together: what ridge had on one was taken for a control of the other."""
     first = methods()
-    assert cautions(all_tables(first)) == cautions(all_tables(first))[:1]
-    assert cautions(all_tables(first.iloc[:1]))[1:] == [
+    assert cautions(all_tables(first), {}) == cautions(all_tables(first), {})[:1]
+    assert cautions(all_tables(first.iloc[:1]), {})[1:] == [
         "ridge and knn were not run: no method can be called better here."
     ]
     two = pd.concat([first, first.iloc[:2].assign(encoder="timm:uni@w")])
-    assert cautions(all_tables(two))[1:] == ["knn was not run on uni: no method can be called better there."]
+    assert cautions(all_tables(two), {})[1:] == ["knn was not run on uni: no method can be called better there."]
     other = pd.concat([two.assign(protocol="leave-one-section-out"), two.iloc[3:], first.iloc[:1]])
-    assert cautions(all_tables(other))[1:] == [
+    assert cautions(all_tables(other), {})[1:] == [
         "knn was not run on uni under leave-one-section-out and on uni under leave-one-patient-out: "
         "no method can be called better there.",
         "ridge and knn were not run on stain under leave-one-patient-out: no method can be called better there.",
     ]
     alike = pd.concat([first.iloc[:2], two.iloc[3:]])
-    assert cautions(all_tables(alike))[1:] == ["knn was not run: no method can be called better here."]
+    assert cautions(all_tables(alike), {})[1:] == ["knn was not run: no method can be called better here."]
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "said"),
+    [
+        (
+            {"triplex": 2, "fusion": 1},
+            "triplex and fusion were asked for and are not finished: they stand in no table.",
+        ),
+        ({"triplex": 2}, "triplex was asked for and is not finished: it stands in no table."),
+        ({"ours": 1}, "1 run of ours was asked for and is not finished: it stands in no table."),
+        ({"ours": 2}, "2 runs of ours were asked for and are not finished: they stand in no table."),
+    ],
+)
+def test_what_is_not_finished_is_said(unfinished: dict[str, int], said: str) -> None:
+    """Such runs used to be missing without a word."""
+    assert cautions(all_tables(methods(), cost=methods()), unfinished)[1:] == [said]
 
 
 def test_a_gene_panel_that_is_left_out_is_named() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
@@ -14,8 +14,8 @@ _RULE = (
 )
 
 
-def cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Sentences, the rule of what counts as better first."""
+def cautions(tables: Mapping[str, pd.DataFrame], unfinished: Mapping[str, int]) -> list[str]:
+    """Sentences, the rule of what counts as better first; ``unfinished`` as `write_benchmark_page` has it."""
     methods, comparisons = tables["methods"], tables["comparisons"]
     out = [_RULE, *_without_controls(methods)]
     if methods["same_patient"].astype(bool).any():
@@ -29,7 +29,21 @@ def cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
     if len(tables["failed"]):
         out.append(f"{many(len(tables['failed']), 'run')} failed and cannot be judged; see “Failed runs”.")
-    return out
+    return out + _not_finished(unfinished, known=_methods(tables["cost"]) | _methods(tables["failed"]))
+
+
+def _methods(table: pd.DataFrame) -> set[str]:
+    return set(table["method"]) if len(table) else set()
+
+
+def _not_finished(unfinished: Mapping[str, int], known: Collection[str]) -> list[str]:
+    """Methods without any run in the tables by name, of the others how many runs."""
+    if not unfinished:
+        return []
+    names = [f"{many(n, 'run')} of {method}" if method in known else method for method, n in unfinished.items()]
+    if len(names) == 1 and (names[0] in unfinished or 1 in unfinished.values()):
+        return [f"{names[0]} was asked for and is not finished: it stands in no table."]
+    return [f"{listed(names)} were asked for and are not finished: they stand in no table."]
 
 
 def _without_controls(methods: pd.DataFrame) -> list[str]:

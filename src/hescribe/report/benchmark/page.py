@@ -17,7 +17,12 @@ from hescribe.version import __version__
 
 
 def write_benchmark_page(
-    folder: str | Path, tables: Mapping[str, pd.DataFrame], *, settings: Mapping[str, str], recipe: str = ""
+    folder: str | Path,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    settings: Mapping[str, str],
+    recipe: str = "",
+    unfinished: Mapping[str, int] | None = None,
 ) -> Path:
     """Write ``folder/index.html``, which needs no network, and its figures; nothing else in the folder is touched.
 
@@ -31,6 +36,8 @@ def write_benchmark_page(
         What all runs have in common.
     recipe
         Name of the recipe that prepared the data, or "".
+    unfinished
+        Method → how many of its runs were asked for in this folder and stand in no table.
 
     Returns
     -------
@@ -47,7 +54,7 @@ def write_benchmark_page(
             _chapters(tables),
             title="Benchmark" + (f": {recipe}" if recipe else ""),
             lead=_lead(methods),
-            cautions=cautions(tables),
+            cautions=cautions(tables, unfinished or {}),
             cards=_cards(tables),
             provenance={**settings, **({"Recipe": recipe} if recipe else {}), "hescribe": __version__},
         )
