@@ -107,6 +107,7 @@ def test_a_score_is_that_of_the_prediction_kept(made: tuple[Benchmark, Path], se
         found = table.loc[("ridge", section.section_id, name)]
         assert found["pcc"] == pytest.approx(expected.summary.loc[name, "pcc"])
         assert found["rvd"] == pytest.approx(expected.summary.loc[name, "rvd"])
+        assert found["n_spots"] == expected.n_spots == section.adata.n_obs
 
 
 def test_fewer_spots_and_no_leak(made: tuple[Benchmark, Path], sections: list[Section]) -> None:

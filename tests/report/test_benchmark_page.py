@@ -207,6 +207,34 @@ def test_what_is_not_finished_is_said(unfinished: dict[str, int], said: str) -> 
     assert cautions(all_tables(methods(), cost=methods()), unfinished)[1:] == [said]
 
 
+@pytest.mark.parametrize(
+    ("spots", "said"),
+    [
+        ([30, 400], []),
+        ([3, 400], ["a has 3 spots: its correlations are mostly noise, and it counts as much as any other section."]),
+        (
+            [29, 400, 1],
+            [
+                "c (1 spot) and a (29 spots) have fewer than 30 spots: their correlations are mostly noise, "
+                "and each counts as much as any other section."
+            ],
+        ),
+        (
+            [8, 7, 6, 5, 400],
+            [
+                "4 of 5 test sections have fewer than 30 spots, the fewest d (5 spots), c (6 spots) and b (7 spots): "
+                "their correlations are mostly noise, and each counts as much as any other section."
+            ],
+        ),
+    ],
+)
+def test_sections_of_few_spots_are_named(spots: list[int], said: list[str]) -> None:
+    """One of three spots used to count as much as any other without a word."""
+    table = pd.DataFrame({"section_id": list("abcde")[: len(spots)], "n_spots": spots})
+    sections = pd.concat([table.assign(set="all"), table.assign(set="heg50")])
+    assert cautions(all_tables(methods(), sections=sections), {})[1:] == said
+
+
 def test_a_gene_panel_that_is_left_out_is_named() -> None:
     genes = pd.concat([methods().assign(gene=g, ceiling=0.7) for g in "AB"])
     without = genes[genes["method"] == "ours"].assign(encoder="timm:uni@w")

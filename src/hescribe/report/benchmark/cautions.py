@@ -8,6 +8,8 @@ import pandas as pd
 
 from hescribe.report.benchmark.words import CONTROLS, listed, many, not_run, runs_of, short_encoders
 
+_FEW_SPOTS = 30  #: of so many, chance alone brings one gene in twenty to a correlation beyond ±0.36
+_NAMED = 3  #: as many small sections are named
 _RULE = (
     "A method counts as better only where it beats both ridge and knn on the same encoder, by an interval of the paired "
     "difference that lies above zero. A difference between two encoders is none between methods."
@@ -25,11 +27,30 @@ def cautions(tables: Mapping[str, pd.DataFrame], unfinished: Mapping[str, int]) 
         )
     if (fewest := int(methods["n_patients"].min())) < 5:
         out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they can be too narrow.")
+    out += _small_sections(tables["sections"])
     if len(comparisons) and not comparisons["same_genes"].astype(bool).all():
         out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
     if len(tables["failed"]):
         out.append(f"{many(len(tables['failed']), 'run')} failed and cannot be judged; see “Failed runs”.")
     return out + _not_finished(unfinished, known=_methods(tables["cost"]) | _methods(tables["failed"]))
+
+
+def _small_sections(sections: pd.DataFrame) -> list[str]:
+    """Test sections of so few spots that what stands for them is mostly noise."""
+    if sections.empty:
+        return []
+    spots = sections.groupby("section_id", sort=False)["n_spots"].min()
+    few = spots[spots < _FEW_SPOTS].sort_values()
+    if few.empty:
+        return []
+    if len(few) == 1:
+        fact = f"{few.index[0]} has {many(int(few.iloc[0]), 'spot')}: its correlations are"
+        return [f"{fact} mostly noise, and it counts as much as any other section."]
+    names = listed(f"{name} ({many(int(n), 'spot')})" for name, n in few.iloc[:_NAMED].items())
+    fact = f"{len(few)} of {len(spots)} test sections have fewer than {_FEW_SPOTS} spots, the fewest {names}"
+    if len(few) <= _NAMED:
+        fact = f"{names} have fewer than {_FEW_SPOTS} spots"
+    return [f"{fact}: their correlations are mostly noise, and each counts as much as any other section."]
 
 
 def _methods(table: pd.DataFrame) -> set[str]:
