@@ -199,7 +199,7 @@ def test_controls_are_needed_on_every_encoder() -> None:
         ),
         ({"triplex": 2}, "triplex was asked for and is not finished: it stands in no table."),
         ({"ours": 1}, "1 run of ours was asked for and is not finished: it stands in no table."),
-        ({"ours": 2}, "2 runs of ours were asked for and are not finished: they stand in no table."),
+        ({"ours": 2, "knn": 1}, "3 runs of ours and knn were asked for and are not finished: they stand in no table."),
     ],
 )
 def test_what_is_not_finished_is_said(unfinished: dict[str, int], said: str) -> None:

@@ -58,13 +58,17 @@ def _methods(table: pd.DataFrame) -> set[str]:
 
 
 def _not_finished(unfinished: Mapping[str, int], known: Collection[str]) -> list[str]:
-    """Methods without any run in the tables by name, of the others how many runs."""
-    if not unfinished:
-        return []
-    names = [f"{many(n, 'run')} of {method}" if method in known else method for method, n in unfinished.items()]
-    if len(names) == 1 and (names[0] in unfinished or 1 in unfinished.values()):
-        return [f"{names[0]} was asked for and is not finished: it stands in no table."]
-    return [f"{listed(names)} were asked for and are not finished: they stand in no table."]
+    """Methods without any run in the tables by name; of the others how many runs."""
+    whole = [method for method in unfinished if method not in known]
+    part = {method: n for method, n in unfinished.items() if method in known}
+    out = [(listed(whole), len(whole)), (f"{many(sum(part.values()), 'run')} of {listed(part)}", sum(part.values()))]
+    return [
+        f"{what} was asked for and is not finished: it stands in no table."
+        if number == 1
+        else f"{what} were asked for and are not finished: they stand in no table."
+        for what, number in out
+        if number
+    ]
 
 
 def _without_controls(methods: pd.DataFrame) -> list[str]:
