@@ -107,6 +107,7 @@ def test_a_score_is_that_of_the_prediction_kept(made: tuple[Benchmark, Path], se
         found = table.loc[("ridge", section.section_id, name)]
         assert found["pcc"] == pytest.approx(expected.summary.loc[name, "pcc"])
         assert found["rvd"] == pytest.approx(expected.summary.loc[name, "rvd"])
+        assert found["n_spots"] == expected.n_spots == section.adata.n_obs
 
 
 def test_fewer_spots_and_no_leak(made: tuple[Benchmark, Path], sections: list[Section]) -> None:
@@ -217,6 +218,16 @@ def test_an_interruption_costs_what_was_being_done(
     assert trained() == 2
     assert len(calls) == 2 + 1
     assert result.tables["cost"]["training_seconds"].notna().all()
+
+
+def test_what_was_asked_for_and_never_finished_is_on_the_page(
+    folder: Path, sections: list[Section], trained: Count
+) -> None:
+    shutil.rmtree(folder / "runs" / LOPO / "stain" / "knn")
+    result = benchmark(sections, ["ridge"], CONFIG, output=folder)
+    assert trained() == 0
+    assert set(result.methods["method"]) == {"ridge"}
+    assert "knn was asked for and is not finished: it stands in no table." in result.page.read_text()
 
 
 def patches(sections: list[Section], folder: Path) -> list[Section]:

@@ -61,9 +61,12 @@ class Chapter:
     plates
         Figures.
     tables
-        Caption and table each; numbers are rounded to three digits. Escaped.
+        Caption and table each. Escaped.
     view
         ``id`` of an empty element for the script given to `write_tool_page`, or "".
+    decimals
+        Of the numbers in its tables; by default they have three digits, of which a column of correlations would get
+        now three decimals, now six.
     """
 
     title: str
@@ -71,6 +74,7 @@ class Chapter:
     plates: Sequence[Plate] = ()
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
     view: str = ""
+    decimals: int | None = None
 
 
 def write_tool_page(
@@ -133,22 +137,27 @@ def _chapter(album: Album, chapter: Chapter) -> dict[str, Any]:
             album.add(p.figure, p.name, alt=p.alt, caption=p.caption, vector=p.vector, colours=p.colours)
             for p in chapter.plates
         ],
-        "tables": [(caption, _cells(table)) for caption, table in chapter.tables],
+        "tables": [(caption, _cells(table, chapter.decimals)) for caption, table in chapter.tables],
     }
 
 
-def _cells(table: pd.DataFrame) -> dict[str, Any]:
+def _cells(table: pd.DataFrame, decimals: int | None = None) -> dict[str, Any]:
     """Headings, which columns are numbers, and the cells as text."""
     numeric = [bool(pd.api.types.is_numeric_dtype(table[c])) for c in table]
-    rows = [[_text(v) for v in row] for row in table.itertuples(index=False)]
+    rows = [[_text(v, decimals) for v in row] for row in table.itertuples(index=False)]
     return {"head": list(zip(map(str, table.columns), numeric, strict=True)), "rows": rows, "numeric": numeric}
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, decimals: int | None = None) -> str:
     if pd.isna(value):
         return "–"
     if not isinstance(value, float):
         return str(value)
+    text = _digits(value) if decimals is None else f"{value:z,.{decimals}f}"
+    return text.replace("-", "−", 1) if value < 0 else text  # a minus as long as a plus, but 1.5e-07
+
+
+def _digits(value: float) -> str:
     if abs(value) < 1e9 and (abs(value) >= 100 or value == round(value)):
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")  # 0.260 below 0.537: digits of a column stand in line

@@ -63,27 +63,31 @@ _SIZES = {
 
 def genes(table: pd.DataFrame, methods: pd.DataFrame) -> Chapter | None:
     """Each gene under each method against the best control."""
-    plates, short = [], short_encoders(table["encoder"])
+    plates, left_out, short = [], [], short_encoders(table["encoder"])
     for told, part in runs_of(table):
+        where = place(told, short)
         control = best_control(chosen(methods, {**told, "set": "all"}))
         # The mean's correlation is 0 for every gene
         rest = [m for m in dict.fromkeys(part["method"]) if m not in (control, "mean")]
+        if control is None and rest:
+            left_out.append(where)
         if control is None or not rest:
             continue
         wide = part.pivot_table(index="gene", columns="method", values="pcc", sort=False)
         wide["ceiling"] = part.groupby("gene", sort=False)["ceiling"].mean()
-        where = place(told, short)
         caption = f"{where}. A dot a gene, {len(wide):,} in all; above the line the method is ahead of {control}; pale dots are genes with a high ceiling."
         figure = plots.genes_against_control(wide, control, methods=rest)
         alt = f"Correlation of every gene against that by {control}, {caption}"
         plates.append(Plate(figure, f"genes_{where}", alt, caption))
-    if not plates:
+    if not plates and not left_out:
         return None
-    text = (
+    text = [
         "Each gene's correlation, averaged over the test sections, against that by the control, the better of ridge and knn "
         "over all genes. All genes are in genes.csv."
-    )
-    return Chapter("Genes", [text], plates)
+    ]
+    if left_out:
+        text.append(f"Without a figure, since no control was run there: {'; '.join(left_out)}.")
+    return Chapter("Genes", text, plates)
 
 
 def best_control(methods: pd.DataFrame) -> str | None:
@@ -119,7 +123,7 @@ def structure(methods: pd.DataFrame) -> Chapter:
         if len(part):
             shown = part[["method", *keys_of(part), *_STRUCTURE]].rename(columns=_STRUCTURE)
             tables.append((SET_NAMES[each], headed(shown)))
-    return Chapter("Structure", text, plates, tables)
+    return Chapter("Structure", text, plates, tables, decimals=3)
 
 
 def learning_curve(table: pd.DataFrame) -> Chapter | None:
@@ -156,7 +160,7 @@ def cell_types(table: pd.DataFrame) -> Chapter | None:
         "Correlation of each cell type's predicted share with the measured one across the spots of a section, averaged over "
         "the sections where the type makes up at least 1%. Methods that do not retrieve say nothing of cell types."
     )
-    return Chapter("Cell types", [text], tables=[("PCC by cell type", headed(wide.reset_index()))])
+    return Chapter("Cell types", [text], tables=[("PCC by cell type", headed(wide.reset_index()))], decimals=3)
 
 
 def cost(table: pd.DataFrame) -> Chapter:

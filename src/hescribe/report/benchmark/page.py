@@ -10,18 +10,19 @@ import pandas as pd
 
 from hescribe.io.store import publish, remove
 from hescribe.report.benchmark import details, results
-from hescribe.report.benchmark.words import CONTROLS, listed, many, short_encoders
+from hescribe.report.benchmark.cautions import cautions
+from hescribe.report.benchmark.words import listed, many, short_encoders
 from hescribe.report.tools import FIGURES, PAGE, Chapter, write_tool_page
 from hescribe.version import __version__
 
-_RULE = (
-    "A method counts as better only where it beats both ridge and knn on the same encoder, by an interval of the paired "
-    "difference that lies above zero. A difference between two encoders is none between methods."
-)
-
 
 def write_benchmark_page(
-    folder: str | Path, tables: Mapping[str, pd.DataFrame], *, settings: Mapping[str, str], recipe: str = ""
+    folder: str | Path,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    settings: Mapping[str, str],
+    recipe: str = "",
+    unfinished: Mapping[str, int] | None = None,
 ) -> Path:
     """Write ``folder/index.html``, which needs no network, and its figures; nothing else in the folder is touched.
 
@@ -35,6 +36,8 @@ def write_benchmark_page(
         What all runs have in common.
     recipe
         Name of the recipe that prepared the data, or "".
+    unfinished
+        Method → how many of its runs were asked for in this folder and stand in no table.
 
     Returns
     -------
@@ -51,7 +54,7 @@ def write_benchmark_page(
             _chapters(tables),
             title="Benchmark" + (f": {recipe}" if recipe else ""),
             lead=_lead(methods),
-            cautions=[_RULE, *_cautions(tables)],
+            cautions=cautions(tables, unfinished or {}),
             cards=_cards(tables),
             provenance={**settings, **({"Recipe": recipe} if recipe else {}), "hescribe": __version__},
         )
@@ -89,26 +92,6 @@ def _lead(methods: pd.DataFrame) -> str:
         f"{many(methods['method'].nunique(), 'method')} on {listed(encoders.values())}; "
         f"{listed(dict.fromkeys(methods['protocol']))}, {many(int(methods['n_sections'].max()), 'section')}{seeds}."
     )
-
-
-def _cautions(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    methods, comparisons, out = tables["methods"], tables["comparisons"], []
-    if absent := [c for c in CONTROLS if c not in set(methods["method"])]:
-        out.append(
-            f"{listed(absent)} {'was' if len(absent) == 1 else 'were'} not run: no method can be called better here."
-        )
-    if methods["same_patient"].astype(bool).any():
-        names = listed(dict.fromkeys(methods.loc[methods["same_patient"].astype(bool), "protocol"]))
-        out.append(
-            f"{names}: sections of the test patient were in training. Such figures say little about a new patient."
-        )
-    if (fewest := int(methods["n_patients"].min())) < 5:
-        out.append(f"The intervals are of {many(fewest, 'patient')}: with so few they can be too narrow.")
-    if len(comparisons) and not comparisons["same_genes"].astype(bool).all():
-        out.append("Some methods predict different genes; their rows in comparisons.csv say same_genes = False.")
-    if len(tables["failed"]):
-        out.append(f"{many(len(tables['failed']), 'run')} failed and cannot be judged; see “Failed runs”.")
-    return out
 
 
 def _cards(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:

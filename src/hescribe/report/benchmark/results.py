@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -11,9 +13,11 @@ from hescribe.report.benchmark.words import (
     SETS,
     SHORT,
     chosen,
+    gap,
     headed,
     interval,
     labelled,
+    not_run,
     place,
     runs_of,
     short_encoders,
@@ -38,7 +42,7 @@ def headline(methods: pd.DataFrame) -> Chapter:
         "PCC: Pearson's correlation per gene across the spots of one section, averaged over the genes of a set, then over "
         "the test sections. In brackets the 95% interval of a bootstrap over patients (or sections, where there are fewer "
         "than three patients) and blocks of tissue. Ceiling: the PCC that a perfect prediction would reach against counts "
-        "this noisy."
+        "this noisy; it is the last row of each encoder and protocol, a range where not all methods predict the same genes."
     ]
     if "n_seeds" in methods:
         spread = three(float(methods.loc[methods["set"].isin(SETS), "seed_spread"].max()))
@@ -46,23 +50,31 @@ def headline(methods: pd.DataFrame) -> Chapter:
             "Figures are means over seeds, resample by resample: the intervals are of tissue, not of seeds. Two seeds of "
             f"one method differ by {spread} at most here; each seed's own figures are in seeds.csv."
         )
-    return Chapter("Results", text, plates, [("PCC [95% interval] / ceiling", headed(_wide(methods)))])
+    return Chapter("Results", text, plates, [("PCC [95% interval]", headed(_wide(methods)))])
 
 
 def _wide(methods: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, encoder and protocol, a column a gene set."""
-    rows = []
-    for told, part in runs_of(methods, "method"):
-        row = {**told, **{c: int(part[c].max()) for c in _COUNTS if c in part}}
-        for name in SETS:
-            own = part[part["set"] == name]
-            if len(own):
-                one = own.iloc[0]
-                reached = interval(one["pcc"], one["pcc_low"], one["pcc_high"])
-                row[f"{SHORT[name]} / ceiling"] = f"{reached} / {three(one['ceiling'])}"
-        rows.append(row)
-    table = pd.DataFrame(rows).fillna("–")
-    return table.drop(columns=[c for c in _COUNTS if c in table and len(set(table[c])) == 1])  # the first line says it
+    """A row a method, encoder and protocol, below each encoder's and protocol's its ceiling; a column a gene set."""
+    rows: list[dict[str, Any]] = []
+    for told, part in runs_of(methods):
+        for method, own in part.groupby("method", sort=False):
+            counts = {c: int(own[c].max()) for c in _COUNTS if c in own}
+            figures = own.set_index("set")[["pcc", "pcc_low", "pcc_high"]]
+            reached = {SHORT[name]: interval(*figures.loc[name]) for name in SETS if name in figures.index}
+            rows.append({"method": method, **told, **counts, **reached})
+        ceilings = part.groupby("set")["ceiling"]
+        rows.append({"method": "ceiling", **told, **{SHORT[str(n)]: _range(c) for n, c in ceilings if n in SETS}})
+    # Counts stay numbers; where all are the same the first line of the page says it
+    same = [c for c in _COUNTS if len({row[c] for row in rows if c in row}) == 1]
+    table = pd.DataFrame(rows).drop(columns=same)
+    heads = [SHORT[name] for name in SETS if SHORT[name] in table]
+    return table.assign(**{h: table[h].fillna("–") for h in heads})[[c for c in table if c not in heads] + heads]
+
+
+def _range(values: pd.Series) -> str:
+    """``0.704``, or ``0.641 to 0.674`` where not all are the same."""
+    lowest, highest = three(float(values.min())), three(float(values.max()))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def paired(methods: pd.DataFrame, comparisons: pd.DataFrame) -> Chapter | None:
@@ -95,12 +107,11 @@ def _leaders(methods: pd.DataFrame, comparisons: pd.DataFrame, name: str) -> lis
         ranked = list(part.sort_values("pcc", ascending=False)["method"])
         if len(ranked) < 2:
             continue
-        value, low, high = difference(chosen(comparisons, {**told, "set": name}), ranked[0], ranked[1])
-        gap = interval(value, low, high)
-        if low > 0:
-            said = f"{ranked[0]} is ahead of {ranked[1]}, the next, by {gap}"
+        apart = difference(chosen(comparisons, {**told, "set": name}), ranked[0], ranked[1])
+        if apart[1] > 0:
+            said = f"{ranked[0]} is ahead of {ranked[1]}, the next, by {gap(*apart)}"
         else:
-            said = f"{ranked[0]} has the highest figure, but cannot be told from {ranked[1]}, the next: {gap}"
+            said = f"{ranked[0]} has the highest figure, but cannot be told from {ranked[1]}, the next: {gap(*apart)}"
         out.append(f"{SHORT[name]}, {place(told, short)}: {said}.")
     return out
 
@@ -117,15 +128,15 @@ def _against_controls(methods: pd.DataFrame, comparisons: pd.DataFrame) -> pd.Da
                 continue
             own = chosen(comparisons, {**run, "set": name})
             gaps = {c: difference(own, method, c) for c in CONTROLS}
-            row = {**told, "set": name} | {f"minus {c}": interval(*gap) for c, gap in gaps.items()}
+            row = {**told, "set": name} | {f"minus {c}": gap(*apart) for c, apart in gaps.items()}
             rows.append(row | {"Verdict": verdict(gaps)})
     return pd.DataFrame(rows)
 
 
 def verdict(gaps: dict[str, tuple[float, float, float]]) -> str:
     """What the paired differences from the controls allow to say."""
-    if absent := [c for c, gap in gaps.items() if np.isnan(gap[0])]:
-        return f"open: {', '.join(absent)} was not run"
+    if absent := [c for c, apart in gaps.items() if np.isnan(apart[0])]:
+        return f"open: {not_run(absent)}"
     if all(low > 0 for _, low, _ in gaps.values()):
         return "better than both"
     if behind := [c for c, (_, _, high) in gaps.items() if high < 0]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hescribe.plots.genes import SET_NAMES
-from hescribe.plots.style import signed
 
 SETS = ("heg50", "hvg50", "detected10", "all", "marker")  #: shown on the page; all sets are in the tables
 #: set → how the heads of wide tables name it
@@ -92,23 +91,39 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """``0.41 [0.35, 0.46]``; a dash where nothing is known."""
-    if np.isnan(value):
-        return "–"
-    return f"{three(value)} [{signed(low)}, {signed(high)}]" if np.isfinite(low) else three(value)
+    """``0.410 [0.35, 0.46]``; a dash where nothing is known."""
+    return _with_bounds(value, low, high, digits=2)
+
+
+def gap(value: float, low: float, high: float) -> str:
+    """``0.041 [0.004, 0.078]``: of a difference, whose bounds must show on which side of zero they lie."""
+    return _with_bounds(value, low, high, digits=3)
+
+
+def _with_bounds(value: float, low: float, high: float, *, digits: int) -> str:
+    if np.isnan(value) or not np.isfinite(low):
+        return three(value)
+    return f"{three(value)} [{_decimals(low, digits)}, {_decimals(high, digits)}]"
 
 
 def three(value: float) -> str:
     """Three decimals, with a minus sign as long as a plus; a dash where nothing is known."""
-    if np.isnan(value):
-        return "–"
-    return f"{value:.3f}".replace("-", "−").replace("−0.000", "0.000")
+    return _decimals(value, 3)
+
+
+def _decimals(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def listed(items: Iterable[object]) -> str:
     """``a, b and c``."""
     texts = [str(i) for i in items]
     return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else "".join(texts)
+
+
+def not_run(names: Sequence[str]) -> str:
+    """``ridge and knn were not run``."""
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'} not run"
 
 
 def many(number: int, what: str) -> str:

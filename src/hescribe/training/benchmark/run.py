@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,8 @@ def benchmark(
         asked = remember(folder, plan, sections, recipe=recipe)
         made, failed, first = _execute(plan, sections, folder, genes)
         earlier = [run for run in asked.runs if run not in plan.runs]
-        finished = _in_order([*_earlier(earlier, plan, sections, folder, genes), *made], asked.runs)
+        kept, unfinished = _earlier(earlier, plan, sections, folder, genes)
+        finished = _in_order([*kept, *made], asked.runs)
         if first is not None and not any(f.run.share == 1 for f in finished):
             raise first
         shown = {name: told for name, told in asked.variants.items() if any(f.run.method == name for f in finished)}
@@ -165,7 +167,8 @@ def benchmark(
         )
         write_tables(tables, folder)
         settings = _settings(plan, sections, folder) | {f"Variant “{n}”": _told(v) for n, v in shown.items()}
-        page = write_benchmark_page(folder, tables, settings=settings, recipe=recipe)
+        missing = Counter(run.method for run in unfinished)
+        page = write_benchmark_page(folder, tables, settings=settings, recipe=recipe, unfinished=missing)
     return Benchmark(tables, {f.run: f.scores for f in finished}, page)
 
 
@@ -205,17 +208,18 @@ def _execute(
 
 def _earlier(
     runs: Sequence[Run], plan: Plan, sections: Sequence[Section], folder: Path, markers: Sequence[str]
-) -> list[Finished]:
-    """Runs that were asked for before and came to an end; nothing is trained for them."""
-    out = []
+) -> tuple[list[Finished], list[Run]]:
+    """Runs that were asked for before and came to an end, and those that did not; nothing is trained for them."""
+    finished, unfinished = [], []
     for run in runs:
         splits = recorded_splits(folder, run.protocol)
         one = Execution(run, plan.config, sections, splits, run.folder(folder), markers)
         if one.predicted:
-            out.append(one.finish())
+            finished.append(one.finish())
         else:
             log.info("%s: asked for before, not finished and not asked for now", run)
-    return out
+            unfinished.append(run)
+    return finished, unfinished
 
 
 def _in_order(finished: list[Finished], asked: Sequence[Run]) -> list[Finished]:

@@ -98,7 +98,7 @@ def make_tables(
     tables = {
         "methods": _labelled((x.run, x.means) for x in whole),
         "seeds": _labelled(((f.run, method_table(f.scores)) for f in finished if several), (*_RUN, "share")),
-        "sections": _labelled(((f.run, section_table(f.scores)) for f in runs), _RUN),
+        "sections": _labelled(((f.run, _sections(f.scores)) for f in runs), _RUN),
         "genes": _labelled((x.run, gene_table(x.scores)) for x in whole),
         "comparisons": _comparisons(whole),
         "learning_curve": _learning_curve(lines),
@@ -157,6 +157,14 @@ def _learning_curve(lines: Sequence[Line]) -> pd.DataFrame:
     chosen = sorted((x for x in lines if x.run[:3] in several), key=lambda x: (several.index(x.run[:3]), x.run.share))
     table = _labelled(((x.run, x.means.assign(training_spots=x.training_spots)) for x in chosen), (*_LINE, "share"))
     return table[_CURVE] if len(table) else table
+
+
+def _sections(scores: Sequence[SectionScores]) -> pd.DataFrame:
+    """A row a test section and gene set, with the number of spots that the figures are of."""
+    table = section_table(scores)
+    spots = table["section_id"].map({s.section_id: s.n_spots for s in scores})
+    table.insert(list(table).index("set") + 1, "n_spots", spots)
+    return table
 
 
 def _cell_types(scores: Sequence[SectionScores]) -> pd.DataFrame:
