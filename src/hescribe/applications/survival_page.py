@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hescribe.plots.maps import obs_map
-from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
+from hescribe.plots.survival import ENOUGH_AT_RISK, auc_over_time, calibration, hazard_ratios, kaplan_meier
 from hescribe.report.tools import Chapter, Plate, write_tool_page
 from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, auc_name
 from hescribe.survival.outcome import BOTH, IMAGE, SurvivalResult
@@ -122,7 +122,13 @@ def _risk_groups(result: SurvivalResult, main: str, unit: str) -> Chapter:
         "Patients are called high risk where the risk lies above the median of the patients the model was fitted on. "
         "The log-rank test and the intervals are widened for what cross-validation's folds have in common.",
     )
-    plate = Plate(figure, "kaplan_meier", "Kaplan–Meier curves of the low and high risk group", vector=True)
+    plate = Plate(
+        figure,
+        "kaplan_meier",
+        "Kaplan–Meier curves of the low and high risk group",
+        caption=f"Each curve is drawn while at least {ENOUGH_AT_RISK} of its patients are at risk.",
+        vector=True,
+    )
     return Chapter("Risk groups", text=text, plates=[plate])
 
 
