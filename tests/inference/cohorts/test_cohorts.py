@@ -162,6 +162,36 @@ def test_interrupted_it_can_go_on(bundle: Path, here: str, tmp_path: Path, monke
     assert sum(s.kept for s in summary.slides) >= 1
 
 
+def test_sigterm_is_ctrl_c(bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a queue ended left no summary."""
+    take, before = run._Cohort._take_back, signal.getsignal(signal.SIGTERM)
+
+    def end(self: run._Cohort, future: object) -> None:
+        take(self, future)  # type: ignore[arg-type]
+        # Without a handler of the run's the process of the tests would end
+        assert signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, before}
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(run._Cohort, "_take_back", end)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cohort(bundle, make_slides(tmp_path / "in", "ab"), tmp_path / "out", cluster=here, **COARSE)
+    assert signal.getsignal(signal.SIGTERM) == before
+    facts = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (facts["done"], facts["pending"]) == (1, 1)
+    assert (tmp_path / "out" / "summary.md").exists()
+
+
+def test_a_thread_of_many_can_run_a_cohort(bundle: Path, here: str, tmp_path: Path) -> None:
+    """Signals belong to the main thread."""
+    slides, told = make_slides(tmp_path / "in", "a"), []
+    given = (bundle, slides, tmp_path / "out")
+    thread = threading.Thread(target=lambda: told.append(predict_cohort(*given, cluster=here, **COARSE)))
+    thread.start()
+    thread.join()
+    assert told[0].counts["done"] == 1
+
+
 def test_two_runs_at_one_output(bundle: Path, here: str, tmp_path: Path) -> None:
     from hescribe.inference.slides.plan import alone
 
