@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hescribe.plots.maps import obs_map
 from hescribe.plots.survival import ENOUGH_AT_RISK, auc_over_time, calibration, hazard_ratios, kaplan_meier
 from hescribe.report.tools import Chapter, Plate, write_tool_page
+from hescribe.survival.clinical import describe_missing
 from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, auc_name
 from hescribe.survival.outcome import BOTH, IMAGE, SurvivalResult
 from hescribe.version import __version__
@@ -101,6 +102,8 @@ def _cautions(result: SurvivalResult, main: str, doubtful: Sequence[str]) -> lis
         out.append(f"Only {events} events: the intervals are wide, and so is the choice of features.")
     if _value(result, main, auc_name(result.horizon))[1] <= 0.5:
         out.append("The interval of the AUC contains 0.5: no better than chance has not been excluded.")
+    if result.missing:
+        out.append(f"{describe_missing(result.missing)}.")
     if doubtful:
         out.append(f"Scores use genes whose predictions are mostly noise: {', '.join(doubtful)}.")
     out.append("Associations, not causes; and not a medical device.")
