@@ -150,7 +150,7 @@ def test_one_spot_can_be_drawn(pair: Pair) -> None:
 
 def test_wrong_input_is_named(pair: Pair) -> None:
     measured, predicted = pair
-    with pytest.raises(InputError, match="no gene 'XYZ'"):
+    with pytest.raises(InputError, match=r"no gene 'XYZ' among [\d,]+ \(the first is 'G0'\)"):
         plots.gene_map(predicted, "XYZ")
     with pytest.raises(InputError, match="no column 'age' in obs"):
         plots.obs_map(predicted, "age")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_a_sound_table_is_read(table: pd.DataFrame, tmp_path: Path) -> None:
     assert clinical.index.name == "patient_id"
     assert clinical["event"].dtype == bool
     assert clinical["event"].sum() == 20
-    with pytest.warns(HescribeWarning, match="1 patients without time or event"):
+    with pytest.warns(HescribeWarning, match="1 patient without time or event is left out"):
         assert len(read_clinical(write(put(table, 3, "time", None), tmp_path))) == 39
     with pytest.raises(InputError, match="no such table"):
         read_clinical(tmp_path / "nothing.csv")
@@ -97,14 +98,27 @@ def test_patients_without_slides(table: pd.DataFrame, tmp_path: Path) -> None:
     everyone = list(clinical.index)
     with pytest.raises(InputError, match=r"2 patients have no slide, such as 'P0' \(pass --drop-missing"):
         join_slides(clinical, everyone[2:])
-    with pytest.warns(HescribeWarning, match="2 patients without slides"):
+    with pytest.warns(HescribeWarning, match="2 patients without slides are left out"):
         assert len(join_slides(clinical, everyone[2:], drop_missing=True)[0]) == 38
-    with pytest.warns(HescribeWarning, match="1 patients with slides but no follow-up"):
+    with pytest.warns(HescribeWarning, match="1 patient with slides but no follow-up is left out"):
         assert join_slides(clinical, [*everyone, "stranger"])[1] == {"stranger"}
     with pytest.raises(InputError, match="no patient of the clinical table has a slide"):
         join_slides(clinical, ["x"], drop_missing=True)
     with pytest.warns(HescribeWarning), pytest.raises(InputError, match="only 6 of 12 patients had the event"):
         join_slides(clinical, everyone[:12], drop_missing=True)
+
+
+def test_who_is_left_out_is_told_once(table: pd.DataFrame, tmp_path: Path) -> None:
+    """A patient without time was told of again as one with slides but no follow-up."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        clinical = read_clinical(write(put(table, 3, "time", None), tmp_path))
+        assert join_slides(clinical, [f"P{i}" for i in range(40)])[1] == {"P3"}
+        assert join_slides(clinical, [*(f"P{i}" for i in range(40)), "stranger"])[1] == {"P3", "stranger"}
+    assert [str(w.message) for w in told] == [
+        "1 patient without time or event is left out",
+        "1 patient with slides but no follow-up is left out",
+    ]
 
 
 def test_slides_of_patients(tmp_path: Path) -> None:

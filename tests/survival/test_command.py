@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import warnings
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pd.DataFrame(
         {"patient_id": [f"P{i}" for i in range(N)], "time": np.minimum(time, 80), "event": (time < 80).astype(int)}
     )
-    table["age"] = rng.integers(40, 80, N)
+    table["age"] = rng.integers(40, 80, N).astype(float)
+    table.loc[4, "age"] = np.nan
     table.to_csv(folder / "clinical.csv", index=False)
     return folder
 
@@ -104,6 +106,10 @@ def test_the_command_writes_a_result(study: Path, tmp_path: Path, capsys: pytest
     page = (out / "index.html").read_text()
     assert "Outcome from slides" in page
     assert "mostly noise" in page
+    assert "drawn while at least 5 of its patients are at risk" in page
+    lacking = "1 patient without a value; the training patients' mean is taken"
+    assert f"warning: age: {lacking}\n" in printed.err
+    assert f"age: {lacking}." in html.unescape(page)
     assert "horizon: 24" in (tmp_path / "out.config.yaml").read_text()
 
 
@@ -148,7 +154,7 @@ def test_patients_without_slides_are_refused_or_left_out(
     extra.to_csv(tmp_path / "clinical.csv", index=False)
     call = ["survival", study / "predictions", "--clinical", tmp_path / "clinical.csv", "-o", tmp_path / "out"]
     assert hescribe(*call) == 2
-    assert "1 patients have no slide, such as 'Q'" in capsys.readouterr().err
+    assert "1 patient has no slide, such as 'Q'" in capsys.readouterr().err
     slides = tmp_path / "slides.csv"
     slides.write_text("slide_id,patient_id\nS1A,P1\n")
     assert hescribe(*call, "--slides", slides) == 2

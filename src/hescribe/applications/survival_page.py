@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hescribe.plots.maps import obs_map
-from hescribe.plots.survival import auc_over_time, calibration, hazard_ratios, kaplan_meier
+from hescribe.plots.survival import ENOUGH_AT_RISK, auc_over_time, calibration, hazard_ratios, kaplan_meier
 from hescribe.report.tools import Chapter, Plate, write_tool_page
+from hescribe.survival.clinical import describe_missing
 from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, auc_name
 from hescribe.survival.outcome import BOTH, IMAGE, SurvivalResult
 from hescribe.version import __version__
@@ -101,6 +102,8 @@ def _cautions(result: SurvivalResult, main: str, doubtful: Sequence[str]) -> lis
         out.append(f"Only {events} events: the intervals are wide, and so is the choice of features.")
     if _value(result, main, auc_name(result.horizon))[1] <= 0.5:
         out.append("The interval of the AUC contains 0.5: no better than chance has not been excluded.")
+    if result.missing:
+        out.append(f"{describe_missing(result.missing)}.")
     if doubtful:
         out.append(f"Scores use genes whose predictions are mostly noise: {', '.join(doubtful)}.")
     out.append("Associations, not causes; and not a medical device.")
@@ -122,7 +125,13 @@ def _risk_groups(result: SurvivalResult, main: str, unit: str) -> Chapter:
         "Patients are called high risk where the risk lies above the median of the patients the model was fitted on. "
         "The log-rank test and the intervals are widened for what cross-validation's folds have in common.",
     )
-    plate = Plate(figure, "kaplan_meier", "Kaplan–Meier curves of the low and high risk group", vector=True)
+    plate = Plate(
+        figure,
+        "kaplan_meier",
+        "Kaplan–Meier curves of the low and high risk group",
+        caption=f"Each curve is drawn while at least {ENOUGH_AT_RISK} of its patients are at risk.",
+        vector=True,
+    )
     return Chapter("Risk groups", text=text, plates=[plate])
 
 

@@ -52,7 +52,9 @@ def gene_values(adata: ad.AnnData, gene: str) -> Values:
         There is no such gene.
     """
     if gene not in adata.var_names:
-        raise InputError(f"no gene {gene!r} among {adata.n_vars} (the first is {adata.var_names[:1].tolist()})")
+        raise InputError(
+            f"no gene {gene!r} among {adata.n_vars:,} (the first is {list_some(map(repr, adata.var_names[:1]))})"
+        )
     column = adata[:, gene].X
     return np.asarray(column.toarray() if hasattr(column, "toarray") else column, dtype=np.float64).ravel()
 

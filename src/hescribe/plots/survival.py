@@ -19,7 +19,7 @@ from hescribe.plots.style import CYCLE, INK, MUTED, add_grid, styled
 
 _COLOURS = {"low": CYCLE[0], "high": CYCLE[1]}
 _MOST_ROWS = 25  #: of a forest
-_ENOUGH = 5  #: patients at risk below which a curve says little, and is drawn no further
+ENOUGH_AT_RISK = 5  #: patients; where fewer are followed a curve says little, and is drawn no further
 
 
 @styled
@@ -35,6 +35,8 @@ def kaplan_meier(
     title: str = "",
 ) -> Figure:
     """Kaplan–Meier curves of groups with 95 % intervals, marks where follow-up ended, and numbers at risk below.
+
+    A curve is drawn while at least ``ENOUGH_AT_RISK`` of its patients are at risk.
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ def kaplan_meier(
     if note := _note(p_value, hazard_ratio):
         axes.set_title(note, loc="right", fontsize=8.5, fontweight="normal", color=INK)
     add_grid(axes, "y")
-    _draw_at_risk(below, table, names, palette, axes.get_xticks())
+    _draw_at_risk(below, table, names, palette)
     return figure
 
 
@@ -97,7 +99,7 @@ def _draw_curve(axes: Axes, part: pd.DataFrame, *, label: str, colour: str) -> N
     curve, band = fit.survival_function_.iloc[:, 0], fit.confidence_interval_survival_function_
     # Where hardly anybody is followed the band is as wide as the figure and says nothing
     followed = np.sort(part["time"].to_numpy())[::-1]
-    last = followed[min(_ENOUGH, len(followed)) - 1]
+    last = followed[min(ENOUGH_AT_RISK, len(followed)) - 1]
     kept = curve.index <= last
     axes.step(curve.index[kept], curve[kept], where="post", color=colour, lw=1.8, label=label)
     axes.fill_between(
@@ -109,11 +111,9 @@ def _draw_curve(axes: Axes, part: pd.DataFrame, *, label: str, colour: str) -> N
         axes.plot(ended, height, "|", color=colour, markersize=4, markeredgewidth=0.6, alpha=0.6)
 
 
-def _draw_at_risk(
-    axes: Axes, table: pd.DataFrame, names: list[str], palette: Mapping[str, str], ticks: npt.ArrayLike
-) -> None:
-    limit = float(table["time"].max())
-    shown = [t for t in np.asarray(ticks) if 0 <= t <= limit * 1.02]
+def _draw_at_risk(axes: Axes, table: pd.DataFrame, names: list[str], palette: Mapping[str, str]) -> None:
+    first, last = axes.get_xlim()
+    shown = [t for t in axes.get_xticks() if first <= t <= last]  # there are ticks beyond the axis, too
     for row, name in enumerate(names):
         times = table.loc[table["group"] == name, "time"].to_numpy()
         for tick in shown:
@@ -152,8 +152,8 @@ def auc_over_time(table: pd.DataFrame, *, unit: str = "months", horizon: float |
         axes.annotate(f"{horizon:g} {unit}", (horizon, 0), (3, 4), xycoords=("data", "axes fraction"),
                       textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
     low = float(np.nanmin([0.4, table["low"].min() - 0.02]))
-    axes.set(ylim=(max(low, 0), float(min(1.0, table["high"].max() + 0.08))), ylabel="AUC", xlabel=f"Time ({unit})")
-    axes.legend(loc="upper left", ncols=3, borderaxespad=0.2)
+    axes.set(ylim=(max(low, 0), float(min(1.0, table["high"].max() + 0.02))), ylabel="AUC", xlabel=f"Time ({unit})")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)  # the curves fill the axes
     add_grid(axes, "y")
     return figure
 

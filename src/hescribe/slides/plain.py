@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hescribe.errors import InputError
-from hescribe.slides.slide import Rgb, Slide, on_white, plausible_mpp
+from hescribe.slides.slide import Rgb, Slide, implausible_mpp, on_white, plausible_mpp
 from hescribe.types import Mpp
 
 LARGEST_PLAIN = 1_000_000_000  #: pixels of an image that is decoded whole: 3 GB
@@ -71,10 +71,11 @@ class FlatTiff(_Decoded):
         if page["problem"]:
             raise InputError(page["problem"], path=path, fix="save it as 8-bit RGB")
         self.mpp: Mpp | None = page["mpp"]
+        self.refused_mpp = page["refused_mpp"]
 
 
 def tiff_facts(path: Path) -> dict[str, Any]:
-    """Size, µm per pixel and layout of a TIFF's first page, and what keeps it from being read, if anything.
+    """Size, µm per pixel (and those refused) and layout of a TIFF's first page, and what keeps it from being read.
 
     Raises
     ------
@@ -86,11 +87,13 @@ def tiff_facts(path: Path) -> dict[str, Any]:
     try:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
-            sides = _tag_sides(page) or _ome_sides(tiff.ome_metadata or "")
+            by_tags, by_ome = _tag_sides(page), _ome_sides(tiff.ome_metadata or "")
+            sides = _plausible(by_tags) or _plausible(by_ome)
             return {
                 "size": (int(page.imagewidth), int(page.imagelength)),
                 "tiled": bool(page.is_tiled),
                 "mpp": sides[0] if sides else None,
+                "refused_mpp": implausible_mpp(*by_tags, *by_ome),
                 "problem": _tiff_problem(page) or _side_problem(sides),
             }
     except Exception as error:  # tifffile raises many kinds for damaged files
@@ -125,17 +128,17 @@ def _is_rgba(page: Any) -> bool:
     return bool(page.samplesperpixel == 4 and len(page.extrasamples) == 1 and page.extrasamples[0] in transparent)
 
 
-def _tag_sides(page: Any) -> tuple[Mpp, Mpp] | None:
-    """µm per pixel across and down, by the resolution tags."""
+def _tag_sides(page: Any) -> list[float]:
+    """µm per pixel across and down, by the resolution tags; empty where they do not say."""
     try:
         unit = _MICRONS[int(page.tags["ResolutionUnit"].value)]
         ratios = [page.tags[f"{axis}Resolution"].value for axis in "XY"]
-        return _plausible([unit * per / pixels for pixels, per in ratios])
+        return [unit * per / pixels for pixels, per in ratios]
     except (KeyError, ZeroDivisionError, TypeError, ValueError):
-        return None
+        return []
 
 
-def _ome_sides(description: str) -> tuple[Mpp, Mpp] | None:
+def _ome_sides(description: str) -> list[float]:
     """The same by the first image's ``PhysicalSizeX`` and ``PhysicalSizeY`` of OME-XML."""
     sides = []
     for axis in "XY":
@@ -144,13 +147,13 @@ def _ome_sides(description: str) -> tuple[Mpp, Mpp] | None:
         try:
             sides.append(float(size[1]) * _OME_UNITS[html.unescape(unit[1]) if unit else "µm"])  # type: ignore[index]
         except (KeyError, TypeError, ValueError):
-            return None
-    return _plausible(sides)
+            return []
+    return sides
 
 
 def _plausible(sides: list[float]) -> tuple[Mpp, Mpp] | None:
-    across, down = (plausible_mpp(side) for side in sides)
-    return (across, down) if across and down else None
+    known = [mpp for side in sides if (mpp := plausible_mpp(side))]
+    return (known[0], known[1]) if len(known) == 2 else None
 
 
 def _side_problem(sides: tuple[Mpp, Mpp] | None) -> str:

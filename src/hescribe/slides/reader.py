@@ -70,7 +70,7 @@ def _open(file: Path) -> Slide:
     slide = WholeSlide(file)
     _check_size((slide.width, slide.height), file)
     if slide.mpp is None and suffix in _TIFF:
-        slide.mpp = facts["mpp"]
+        slide.mpp, slide.refused_mpp = facts["mpp"], slide.refused_mpp or facts["refused_mpp"]
     return slide
 
 
@@ -87,11 +87,14 @@ def resolve_mpp(
     pitch: Mpp | None = None,
     manifest: Mpp | None = None,
     option: Mpp | None = None,
+    refused: float | None = None,
     path: Path,
+    fix: str = "pass --mpp",
 ) -> Mpp:
     """µm per pixel from, in order of trust, the image's metadata, the spots' files and pitch, the manifest, ``--mpp``.
 
-    Warns (`HescribeWarning`) where two of them differ by more than 10 %.
+    Warns (`HescribeWarning`) where two of them differ by more than 10 %. Where none is known, the error tells of what
+    the metadata say that was ``refused``, and of the ``fix``.
 
     Raises
     ------
@@ -107,7 +110,8 @@ def resolve_mpp(
     }
     known = {name: float(v) for name, v in sources.items() if v is not None and math.isfinite(v) and v > 0}
     if not known:
-        raise InputError("µm per pixel is not known", path=path, fix="pass --mpp, or fill the manifest's column 'mpp'")
+        told = f": its metadata say {refused:.3g} µm per pixel, which cannot be" if refused else ""
+        raise InputError(f"µm per pixel is not known{told}", path=path, fix=fix)
     trusted, mpp = next(iter(known.items()))
     low, high = POSSIBLE_MPP
     if not low <= mpp <= high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
@@ -40,6 +41,8 @@ class Slide(ABC):
         Full-resolution pixels.
     mpp
         µm per pixel by the file's own metadata; None where it does not say.
+    refused_mpp
+        What the metadata say that cannot be, if anything, to be told where nothing else is known.
     downsamples
         Of the pyramid's levels; the first is 1.
     level_sizes
@@ -50,6 +53,7 @@ class Slide(ABC):
     width: int
     height: int
     mpp: Mpp | None
+    refused_mpp: float | None = None
     downsamples: tuple[float, ...]
     level_sizes: tuple[tuple[int, int], ...]
 
@@ -194,6 +198,11 @@ def _hash_file(path: Path, size: int, changed: int) -> str:
 def plausible_mpp(mpp: float | None) -> Mpp | None:
     """The value, or None where it cannot be that of a microscope (0.05–10 µm per pixel)."""
     return float(mpp) if mpp and PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] else None
+
+
+def implausible_mpp(*said: float | None) -> float | None:
+    """The first of the values that is a length, and yet cannot be that of a microscope's pixel."""
+    return next((float(v) for v in said if v and 0 < v < math.inf and plausible_mpp(v) is None), None)
 
 
 def on_white(image: npt.NDArray[np.uint8]) -> Rgb:

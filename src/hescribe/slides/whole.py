@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hescribe.errors import InputError
-from hescribe.slides.slide import Rgb, Slide, on_white, plausible_mpp
+from hescribe.slides.slide import Rgb, Slide, implausible_mpp, on_white, plausible_mpp
 
 _READERS = {"openslide": "OpenSlide", "tiffslide": "TiffSlide"}
 
@@ -26,6 +26,7 @@ class WholeSlide(Slide):
         self.downsamples = tuple(float(d) for d in properties.level_downsample)
         self.level_sizes = tuple((int(w), int(h)) for h, w in properties.level_shape)
         self.mpp = plausible_mpp(properties.mpp)
+        self.refused_mpp = implausible_mpp(properties.mpp)
 
     def block_size(self, level: int) -> tuple[int, int]:
         """The file's own tiles, where the library tells."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ _TRUE, _FALSE = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 _UNKNOWN = ["#N/A", "[Not Available]", "[Not Applicable]", "[Unknown]", "[Discrepancy]", "[Not Evaluated]", "NA", ""]
 #: cBioPortal's names for endpoints: disease-free, overall, progression-free, disease-specific
 _CBIOPORTAL = {"DFI": "DFS", "OS": "OS", "PFI": "PFS", "DSS": "DSS", "DFS": "DFS", "PFS": "PFS"}
+_LEFT_OUT = "left out"  #: of a checked table's ``attrs``: patients who were told of already
 ENDPOINTS = ("DFI", "PFI", "OS", "DSS")
 
 
@@ -67,14 +68,22 @@ def check_clinical(
     clinical[TIME] = _times(clinical[TIME], path)
     clinical[EVENT] = _events(clinical[EVENT], path)
     known = clinical[TIME].notna() & clinical[EVENT].notna()
-    if not known.all():
-        warnings.warn(
-            f"{int((~known).sum())} patients without time or event are left out", HescribeWarning, stacklevel=2
-        )
+    _warn_left_out(int((~known).sum()), "without time or event")
+    clinical.attrs[_LEFT_OUT] = tuple(clinical.index[~known])
     clinical = clinical[known]
     clinical[EVENT] = clinical[EVENT].astype(bool)
     check_events(clinical, path=path)
     return clinical
+
+
+def _count(number: int) -> str:
+    return f"{number} patient{'s' * (number != 1)}"
+
+
+def _warn_left_out(number: int, what: str) -> None:
+    if number:
+        told = f"{_count(number)} {what} {'is' if number == 1 else 'are'} left out"
+        warnings.warn(told, HescribeWarning, stacklevel=3)
 
 
 def _check_patients(patients: pd.Series, path: str | Path | None) -> None:
@@ -157,6 +166,17 @@ def encode_covariates(clinical: pd.DataFrame, covariates: Sequence[str]) -> pd.D
     return pd.DataFrame(columns, index=clinical.index)
 
 
+def count_missing(clinical: pd.DataFrame, covariates: Sequence[str]) -> dict[str, int]:
+    """Covariate → patients without a value, of those that lack any."""
+    return {name: n for name in covariates if (n := int(clinical[name].isna().sum()))}
+
+
+def describe_missing(missing: Mapping[str, int]) -> str:
+    """``"age: 1 patient without a value; the training patients' mean is taken"``."""
+    columns = ", ".join(f"{name}: {_count(n)} without a value" for name, n in missing.items())
+    return f"{columns}; the training patients' mean is taken"
+
+
 def read_slide_patients(path: str | Path) -> dict[str, str]:
     """Which patient each slide is of, from a table with the columns ``slide_id`` and ``patient_id``.
 
@@ -207,13 +227,12 @@ def join_slides(
         )
     if without and not drop_missing:
         raise InputError(
-            f"{len(without)} patients have no slide, such as {without[0]!r}",
+            f"{_count(len(without))} {'has' if len(without) == 1 else 'have'} no slide, such as {without[0]!r}",
             fix="pass --drop-missing to leave them out",
         )
     strangers = seen - set(clinical.index)
-    for number, what in ((len(without), "without slides"), (len(strangers), "with slides but no follow-up")):
-        if number:
-            warnings.warn(f"{number} patients {what} are left out", HescribeWarning, stacklevel=2)
+    _warn_left_out(len(without), "without slides")
+    _warn_left_out(len(strangers.difference(clinical.attrs.get(_LEFT_OUT, ()))), "with slides but no follow-up")
     kept = clinical.loc[[p for p in clinical.index if p in seen]]
     check_events(kept)
     return kept, strangers

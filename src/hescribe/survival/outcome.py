@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hescribe.errors import InputError
-from hescribe.survival.clinical import EVENT, TIME, check_clinical, encode_covariates
+from hescribe.errors import HescribeWarning, InputError
+from hescribe.survival.clinical import EVENT, TIME, check_clinical, count_missing, describe_missing, encode_covariates
 from hescribe.survival.crossval import (
     CLINICAL_FACTOR,
     AttentionLearner,
@@ -68,6 +69,8 @@ class SurvivalResult:
         Model → that fitted on all patients, for new ones.
     held_out
         Model → what it said of patients held out.
+    missing
+        Covariate → patients without a value, who were given the mean of the patients a model was fitted on.
     """
 
     horizon: float
@@ -80,6 +83,7 @@ class SurvivalResult:
     contributions: pd.DataFrame
     final: Mapping[str, Fitted]
     held_out: Mapping[str, HeldOut]
+    missing: Mapping[str, int]
 
 
 def survival(
@@ -138,7 +142,9 @@ def survival(
     _check_features(features, table)
     time, event = table[TIME].to_numpy(), table[EVENT].to_numpy(dtype=bool)
     when = choose_horizon(time, event, horizon)
-    known = encode_covariates(table, covariates)
+    known, missing = encode_covariates(table, covariates), count_missing(table, covariates)
+    if missing:
+        warnings.warn(describe_missing(missing), HescribeWarning, stacklevel=2)
     learners = _learners(features.loc[table.index], known, time, event, kind=model, tiles=tiles, l1=l1_ratio, seed=seed)
     times = np.unique(np.append(moments(time, event), when))
     held = {
@@ -159,6 +165,7 @@ def survival(
         contributions=_contributions(held, table.index),
         final=final,
         held_out=held,
+        missing=missing,
     )
 
 

@@ -97,7 +97,7 @@ def test_started_again_it_does_what_is_left(bundle: Path, here: str, tmp_path: P
 
 def test_summary_says_what_became_of_each(bundle: Path, here: str, tmp_path: Path) -> None:
     make_slides(tmp_path / "in", "a")
-    (tmp_path / "in" / "x|y.tif").write_bytes(b"")
+    (tmp_path / "in" / "x|y\n z.tif").write_bytes(b"")
     predict_cohort(bundle, [tmp_path / "in"], tmp_path / "out", cluster=here, **COARSE)
     facts = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {k: facts[k] for k in ("slides", "done", "failed", "pending")} == {
@@ -110,7 +110,8 @@ def test_summary_says_what_became_of_each(bundle: Path, here: str, tmp_path: Pat
     assert table
     assert all(line.count("|") - line.count("\\|") == 6 for line in table), "five columns"
     assert "empty (0 bytes)" in text
-    assert r"x\|y" in text
+    rows = [line for line in text.splitlines() if r"x\|y z.tif |" in line]
+    assert len(rows) == 2, "one that failed, one of all: an end of a line in a name does not end its row"
 
 
 def test_an_unlucky_slide_is_tried_so_many_times(
@@ -159,6 +160,36 @@ def test_interrupted_it_can_go_on(bundle: Path, here: str, tmp_path: Path, monke
     summary = predict_cohort(bundle, slides, tmp_path / "out", cluster=here, **COARSE)
     assert len(summary.of("done")) == 3
     assert sum(s.kept for s in summary.slides) >= 1
+
+
+def test_sigterm_is_ctrl_c(bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a queue ended left no summary."""
+    take, before = run._Cohort._take_back, signal.getsignal(signal.SIGTERM)
+
+    def end(self: run._Cohort, future: object) -> None:
+        take(self, future)  # type: ignore[arg-type]
+        # Without a handler of the run's the process of the tests would end
+        assert signal.getsignal(signal.SIGTERM) not in {signal.SIG_DFL, before}
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(run._Cohort, "_take_back", end)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cohort(bundle, make_slides(tmp_path / "in", "ab"), tmp_path / "out", cluster=here, **COARSE)
+    assert signal.getsignal(signal.SIGTERM) == before
+    facts = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (facts["done"], facts["pending"]) == (1, 1)
+    assert (tmp_path / "out" / "summary.md").exists()
+
+
+def test_a_thread_of_many_can_run_a_cohort(bundle: Path, here: str, tmp_path: Path) -> None:
+    """Signals belong to the main thread."""
+    slides, told = make_slides(tmp_path / "in", "a"), []
+    given = (bundle, slides, tmp_path / "out")
+    thread = threading.Thread(target=lambda: told.append(predict_cohort(*given, cluster=here, **COARSE)))
+    thread.start()
+    thread.join()
+    assert told[0].counts["done"] == 1
 
 
 def test_two_runs_at_one_output(bundle: Path, here: str, tmp_path: Path) -> None:

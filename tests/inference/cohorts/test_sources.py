@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.inference import load_bundle, read_prediction
-from hescribe.inference.cohorts import predict_cohort, run
+from hescribe.inference.cohorts import predict_cohort, run, sources
 from hescribe.inference.cohorts.sources import find_sources, slide_name
 from hescribe.inference.slides import predict_slide
 from tests.inference.slides.made import draw_slide, write_slide
@@ -100,7 +101,7 @@ def test_a_server_that_fails_for_a_while(
     server.failures["/a%20b.tif"] = 9
     summary = predict_cohort(bundle, [url], tmp_path / "other", retries=1, **given)
     assert (summary.slides[0].state, summary.slides[0].attempts) == ("failed", 2)
-    assert "503" in summary.slides[0].reason
+    assert summary.slides[0].reason == f"{url}: could not be fetched (503 Service Unavailable)"
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -110,9 +111,41 @@ def test_what_is_not_there_is_not_tried_again(bundle: Path, here: str, server: S
     given = {"cluster": here, "scratch": tmp_path / "scratch", **COARSE}
     summary = predict_cohort(bundle, [gone, text], tmp_path / "out", **given)
     assert [(s.state, s.attempts) for s in summary.slides] == [("failed", 1), ("failed", 1)]
-    assert summary.slides[0].reason.startswith(f"{gone}: cannot be fetched")
+    assert summary.slides[0].reason == f"{gone}: cannot be fetched: 404 File not found"
     assert summary.slides[1].reason.startswith(f"{text}: ")
     assert str(tmp_path / "scratch") not in summary.slides[1].reason
+
+
+def test_a_server_that_is_not_there_is_told_in_few_words(
+    bundle: Path, here: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read "OSError: URL: could not be fetched: ConnectionRefusedError: [Errno 111] Connect call failed"."""
+    monkeypatch.setattr(run, "_PAUSE", 0.01)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/a.tif"
+        summary = predict_cohort(bundle, [url], tmp_path / "out", cluster=here, retries=1, **COARSE)
+    assert summary.slides[0].reason == f"{url}: could not be fetched (connection refused)"
+    assert summary.slides[0].attempts == 2
+
+
+def test_what_is_fetched_without_credentials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not come by waiting, and were waited for."""
+
+    class NoCredentialsError(Exception):
+        """As botocore's."""
+
+    def fail(_: str) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr(sources, "url_to_fs", fail)
+    with pytest.raises(InputError, match=r"^s3://b/a\.svs: cannot be fetched: Unable to locate credentials$"):
+        sources.look_up("s3://b/a.svs")
+
+
+def test_files_that_are_not_there_are_named_once() -> None:
+    with pytest.raises(InputError, match=r"^file:///nowhere/a\.svs: cannot be fetched: no such file or directory$"):
+        sources.look_up("file:///nowhere/a.svs")
 
 
 def test_a_copy_that_a_killed_worker_left_is_replaced(bundle: Path, here: str, tmp_path: Path) -> None:

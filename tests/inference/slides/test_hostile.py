@@ -129,11 +129,21 @@ def test_another_name_hides_nothing(name: str, tmp_path: Path) -> None:
 
 def test_without_scale(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "slide.tif", IMAGE, mpp=None)
-    with pytest.raises(InputError, match=r"µm per pixel is not known .*--mpp"):
+    with pytest.raises(InputError, match=r"µm per pixel is not known \(pass --mpp\)$"):
         predict_slide(make_bundle(), path, tmp_path / "out.zarr")
     for wrong in ({"mpp": -1.0}, {"stride_um": 7.9}, {"stride_um": float("inf")}, {"stride_um": float("nan")}):
         with pytest.raises(InputError, match="cannot be"):
             predict_slide(make_bundle(), path, tmp_path / "out.zarr", **wrong)
+    assert read_prediction(predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=MPP)).n_obs
+
+
+@pytest.mark.parametrize("name", ["tiled.tif", "tiled.svs", "strips.tif"])
+def test_a_scale_that_cannot_be_is_named(tmp_path: Path, name: str) -> None:
+    """What an image editor wrote was passed over without a word: µm per pixel "is not known"."""
+    path = write_slide(tmp_path / name, IMAGE, mpp=350.0, tile=None if "strips" in name else 128)
+    told = r"µm per pixel is not known: its metadata say 350 µm per pixel, which cannot be \(pass --mpp\)$"
+    with pytest.raises(InputError, match=told):
+        predict_slide(make_bundle(), path, tmp_path / "out.zarr")
     assert read_prediction(predict_slide(make_bundle(), path, tmp_path / "out.zarr", mpp=MPP)).n_obs
 
 

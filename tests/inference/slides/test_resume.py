@@ -23,6 +23,7 @@ from hescribe.inference import read_prediction
 from hescribe.inference.slides import predict_slide
 from hescribe.inference.slides.plan import Stamp, Work, alone
 from hescribe.io.predictions.stored import open_prediction
+from hescribe.io.rows import RowFile
 from tests.inference.slides.made import draw_slide, make_bundle, write_slide
 from tests.inference.slides.victim import run
 
@@ -295,17 +296,22 @@ def test_a_second_process_says_so_in_one_line(slide: Path, tmp_path: Path) -> No
     predict_slide(make_bundle(), slide, output)
 
 
-def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
-    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"No space left on device \(run it again to go on .*\)"),
+        (OSError("1080000 requested and 151424 written"), r"no space left on the disk \(run it again to go on .*\)"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_and_can_be_gone_on_from(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, told: str
 ) -> None:
-    import errno
+    def fail(*_: object) -> None:
+        raise error
 
-    from hescribe.io.rows import RowFile
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"No space left on device .run it again"):
-        patch.setattr(RowFile, "write", full)
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=f"could not be written: {told}$"):
+        patch.setattr(RowFile, "write", fail)
         predict_slide(make_bundle(), slide, tmp_path / "out.zarr")
     assert read_prediction(predict_slide(make_bundle(), slide, tmp_path / "out.zarr")).n_obs

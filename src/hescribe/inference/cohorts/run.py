@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import heapq
 import logging
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -51,7 +54,7 @@ def predict_cohort(
     The numbers are those of ``predict_slides``, bit for bit where precision and engine are named; with ``auto`` each
     worker measures them for itself. Interrupted or killed and called again, finished slides
     are skipped, begun ones go on where they stopped, and failed ones are tried again. ``output/.cohort`` holds the
-    state of each slide; ``output/summary.md`` and ``summary.json`` say what became of them, also after an interrupt.
+    state of each slide; ``output/summary.md`` and ``summary.json`` say what became of them, also after Ctrl-C or SIGTERM.
 
     Parameters
     ----------
@@ -109,13 +112,26 @@ def predict_cohort(
                 str(Path(scratch).absolute()) if scratch else "",
             )
             cohort.add(name, task, wanted)
-        with open_client(cluster, workers=workers, device=device, slides=len(sources)) as client:
+        with _ended_by_sigterm(), open_client(cluster, workers=workers, device=device, slides=len(sources)) as client:
             try:
                 cohort.run(client)
             finally:
                 summary = cohort.summary()
                 summary.write(folder)
     return summary
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which queues and service managers end a run, be Ctrl-C: cluster closed, summary written."""
+    if threading.current_thread() is not threading.main_thread():  # no other can have signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _device_of_workers(cluster: Cluster, device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from hescribe.io.store import remove
 from hescribe.slides.slide import SEVERAL_FILES
 
 _MARKS = ("size", "ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "Last-Modified", "updated")
+
+#: of botocore, which only those have who read from S3: no attempt would find them
+_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError"}
 
 
 def is_url(slide: str | Path) -> bool:
@@ -98,7 +102,7 @@ def _expand(url: str) -> list[str]:
         system, path = url_to_fs(pattern)
         names = [str(system.unstrip_protocol(name)) for name in system.glob(path)]
     except Exception as error:  # each file system has exceptions of its own
-        raise InputError(f"cannot be listed: {describe(error)}", path=url) from error
+        raise InputError(f"cannot be listed: {_reason(error, url)}", path=url) from error
     slides = [n for n in sorted(names) if PurePosixPath(slide_name(n)).suffix.lower() in SLIDE_SUFFIXES]
     if not slides:
         raise InputError("no slides there", path=url)
@@ -170,14 +174,37 @@ def _explain(error: Exception, url: str) -> InputError | OSError:
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:  # over HTTP, "not found" stands for any failure and its cause says which
         chain.append(chain[-1].__cause__)
-    status = next((int(e.status) for e in chain if isinstance(getattr(e, "status", None), int)), None)  # type: ignore[attr-defined]
+    last, status = chain[-1], next((s for s in map(_status, chain) if s is not None), None)
     gone = len(chain) == 1 and isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
-    if gone or (status is not None and 400 <= status < 500 and status not in {408, 425, 429}):
-        return InputError(f"cannot be fetched: {describe(chain[-1])}", path=url)
-    return OSError(f"{url}: could not be fetched: {describe(chain[-1])}")
+    unknown = any(type(e).__name__ in _NO_CREDENTIALS for e in chain)
+    if gone or unknown or (status is not None and 400 <= status < 500 and status not in {408, 425, 429}):
+        return InputError(f"cannot be fetched: {_reason(last, url)}", path=url)
+    return OSError(f"{url}: could not be fetched ({_reason(last, url)})")
+
+
+def _status(error: BaseException) -> int | None:
+    """Of an answer over HTTP."""
+    status = getattr(error, "status", None)
+    return status if isinstance(status, int) else None
+
+
+def _reason(error: BaseException, url: str) -> str:
+    """What went wrong in a few words, without the URL, which stands before them."""
+    if (status := _status(error)) is not None:
+        return f"{status} {getattr(error, 'message', '')}".strip()
+    if isinstance(error, OSError) and error.errno is not None:
+        # asyncio's words for a refused connection are its call's; the numbers of names not found are no system's
+        text = os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+        return f"{text[:1].lower()}{text[1:]}"
+    text = " ".join(str(error).replace(url, "").split())
+    if text and text not in url:
+        return text
+    return "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, by its kind where it says nothing itself."""
+    """An exception in one line; by its kind too, unless it is a plain ``OSError`` whose words are all there is."""
     text = " ".join(str(error).split())
+    if text and type(error) is OSError and error.errno is None:
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

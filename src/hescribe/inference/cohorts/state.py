@@ -178,5 +178,9 @@ def _word(state: SlideState) -> str:
 def _table(head: Iterable[str], rows: Sequence[Iterable[object]]) -> str:
     names = list(head)
     lines: list[Iterable[object]] = [names, ["---"] * len(names), *rows]
-    cells = [[str(c).replace("<", "&lt;").replace("|", "\\|") for c in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """In one line, since the names of files may hold the ends of some."""
+    return " ".join(str(value).split()).replace("<", "&lt;").replace("|", "\\|")

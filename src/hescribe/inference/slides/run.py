@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +24,7 @@ from hescribe.types import Views
 
 logger = logging.getLogger(__name__)
 
+_IN_VAIN = {errno.EROFS, errno.EACCES, errno.EPERM}  #: errors that running again meets again
 SLIDE_SUFFIXES = frozenset(
     [
         ".svs",
@@ -126,8 +129,17 @@ def predict_slide(
             )
             return replace(job, source=source).run(overwrite=overwrite)
     except OSError as error:
-        again = "run it again to go on where it stopped"
-        raise OutputError(f"{target}: could not be written: {error.strerror or error} ({again})") from error
+        raise OutputError(f"{target}: could not be written: {_explain(error)}") from error
+
+
+def _explain(error: OSError) -> str:
+    """What is wrong, and whether it helps to run it again."""
+    if error.errno in _IN_VAIN:
+        return str(error.strerror)
+    # numpy says only how much of an array it has written
+    full = error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    reason = "no space left on the disk" if full else error.strerror or error
+    return f"{reason} (run it again to go on where it stopped)"
 
 
 def predict_slides(
