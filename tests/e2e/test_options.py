@@ -37,7 +37,7 @@ TRAINED = [name for name, method in METHODS.items() if "optimisation" in method.
         (["--method", "ridge", "-O", "penalty=-1"], "penalty: should be 'auto' or 'hest' or at least"),
         (["--method", "knn", "-O", "retrieval.key=expression"], "knn has no key 'expression'"),
         (["--method", "bleep", "-O", f"dim={'9' * 5000}"], "cannot be read"),
-        (["--target-sum", "average"], "target_sum: should be 'median' or a valid number"),
+        (["--target-sum", "average"], "target_sum: should be 'median' or 'counts' or a valid number"),
         (["--min-detected", "3"], "min_detected: should be at most 1"),
         (["--genes", "hvg:²"], "is no gene panel"),
     ],
