@@ -245,6 +245,8 @@ def speed(args: argparse.Namespace) -> None:
     # Before and after, and for as long as a machine takes to change its pace: a whole run has its mean one
     before, _ = encoder_alone(encoder, tiles, *how, seconds=args.seconds)
     found = run(args, args.side, args.genes_speed)
+    if (found["precision"], found["engine"]) != (warm_up["precision"], warm_up["engine"]):
+        raise SystemExit("the small slide ran by another precision or engine: no ratio (try a larger --small)")
     after, _ = encoder_alone(encoder, tiles, *how, seconds=args.seconds)
     alone = 2 / (1 / before + 1 / after)
     # An encoder that looks at each tile at several scales, and turned, has as many images to encode
