@@ -47,8 +47,8 @@ def beside_published(
     if missing := [c for c in keys.PUBLISHED if c not in published]:
         raise InputError(f"published figures lack the column {', '.join(missing)}")
     columns = [*keys.PUBLISHED, keys.PUBLISHED_ENCODER]
-    told = published.reindex(columns=columns).rename(columns={"pcc": "published_pcc", "protocol": "published_protocol"})
-    told = told.rename(columns={keys.PUBLISHED_ENCODER: "of"}).fillna({"of": ""})
+    names = {"pcc": "published_pcc", "protocol": "published_protocol", keys.PUBLISHED_ENCODER: "of"}
+    told = published.reindex(columns=columns).rename(columns=names).fillna({"of": ""})
     known = told["of"].isin(["", *methods.get("encoder", ())]).to_numpy()
     same = told["comparable"].astype(bool).to_numpy() & _of_our_protocol(told, methods) & known
     other = told[~same].drop(columns="comparable").copy()
@@ -56,12 +56,8 @@ def beside_published(
     silent = other["differs"] == ""
     if (silent & ~told.loc[other.index, "comparable"].astype(bool)).any():
         raise InputError("a published figure that is not comparable does not say how its protocol differs")
-    other.loc[silent, "differs"] = [
-        f"encoder {e}, which was not run here" if not k else f"protocol {p}, which was not run here"
-        for p, e, k in zip(
-            other.loc[silent, "published_protocol"], other.loc[silent, "of"], known[~same][silent], strict=True
-        )
-    ]
+    lacking = np.where(known, "protocol " + told["published_protocol"], "encoder " + told["of"])[~same]
+    other.loc[silent, "differs"] = [f"{what}, which was not run here" for what in lacking[silent]]
     return _joined(told[same], methods, variants), other.drop(columns="of").reset_index(drop=True)
 
 

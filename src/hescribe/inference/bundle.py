@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens, resolve_device
-from hescribe.errors import BundleError, HescribeError, InputError
+from hescribe.encoders.extract import check_views
+from hescribe.errors import BundleError, HescribeError
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
@@ -28,7 +29,7 @@ from hescribe.methods import METHODS
 from hescribe.methods.base import JointModel, MethodConfig, RegressionModel, Shapes
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
-from hescribe.types import VIEWS, Context, Views
+from hescribe.types import Context, Views
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,7 @@ class Bundle:
         """
         if views is None:
             return self
-        if views not in VIEWS:
-            raise InputError(f"{views} is none of {', '.join(map(str, VIEWS))}", path="--views")
+        check_views(views)
         return replace(self, extraction=replace(self.extraction, views=views))
 
     def predictor(self, *, device: str = "auto", use_cache: bool = True, patient: str = "") -> TilePredictor:

@@ -20,6 +20,7 @@ from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle
 from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.expression import name_unit
+from hescribe.io.predictions.stored import store_of
 from hescribe.io.rows import lost_blocks
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
@@ -241,9 +242,7 @@ def read_prediction(path: str | Path) -> ad.AnnData:
     """
     if not Path(path).exists():
         raise InputError("no such prediction", path=path, fix="make one with 'hescribe predict'")
-    store = Path(path)
-    inside = store / "tables" / keys.TILES_TABLE
-    store = inside if inside.is_dir() else store
+    store = store_of(Path(path))
     h5ad = store.suffix.lower() == ".h5ad"
     try:
         prediction = ad.read_h5ad(store) if h5ad else ad.read_zarr(store)

@@ -21,6 +21,7 @@ from hescribe.errors import InputError, OutputError
 from hescribe.inference import read_prediction
 from hescribe.inference.slides import expression, features, predict_slide, prepared
 from hescribe.inference.slides.expression import block_rows, moments
+from hescribe.inference.slides.plan import SlideOptions
 from hescribe.io.rows import RowFile
 from hescribe.methods import METHODS
 from hescribe.plots.ground import find_ground
@@ -81,6 +82,10 @@ def test_other_views_than_trained(slide: Path, tmp_path: Path) -> None:
         predict_slide(bundle, slide, out, stride_um=80.0, precision="fp32")
     with pytest.raises(InputError, match="--views: 3 is none of 1, 4, 8"):
         predict_slide(bundle, slide, tmp_path / "b.zarr", views=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--views: 3 is none of 1, 4, 8"):
+        SlideOptions(views=3)  # type: ignore[arg-type]  # a cohort asks before it starts workers
+    with pytest.raises(InputError, match="--views: 3 is none of 1, 4, 8"):
+        bundle.with_views(3)  # type: ignore[arg-type]
 
 
 def check(  # type: ignore[no-untyped-def]

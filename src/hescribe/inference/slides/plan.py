@@ -30,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from hescribe.encoders.extract import check_views
 from hescribe.errors import InputError, OutputError
 from hescribe.io.rows import RowFile, read_uns, sync_path
 from hescribe.io.store import remove
@@ -91,6 +92,8 @@ class SlideOptions:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
+        if self.views is not None:
+            check_views(self.views)
         if self.stride_um is not None and not SMALLEST_STRIDE_UM <= self.stride_um < float("inf"):
             raise InputError(f"a stride of {self.stride_um:g} µm cannot be", path="--stride-um", fix="8 µm or more")
         low, high = PLAUSIBLE_MPP

@@ -82,6 +82,12 @@ def stores_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.zarr") if not path.name.startswith("."))
 
 
+def store_of(path: Path) -> Path:
+    """The store of a prediction: the path itself, or the table inside a SpatialData store."""
+    inside = path / "tables" / keys.TILES_TABLE
+    return inside if inside.is_dir() else path
+
+
 def open_prediction(path: str | Path) -> StoredPrediction:
     """Open a prediction, or the one inside a SpatialData store.
 
@@ -93,8 +99,7 @@ def open_prediction(path: str | Path) -> StoredPrediction:
     given = Path(path)
     if not given.exists():
         raise InputError("no such prediction", path=given, fix="make one with 'hescribe predict'")
-    inside = given / "tables" / keys.TILES_TABLE
-    store = inside if inside.is_dir() else given
+    store = store_of(given)
     if not is_store(store):
         found = [path.name for path in stores_in(given)]
         fix = f"give one of its {len(found)}: {list_some(found)}" if found else "give a .zarr of 'predict'"

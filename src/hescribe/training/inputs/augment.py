@@ -52,7 +52,7 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     side = (0.8 + 0.2 * area).sqrt()
     # As far as the longer side stays inside the image
     stretch = torch.exp((2 * ratio - 1) * math.log(4 / 3) / 2).clamp(side, 1 / side)
-    sides = (side * torch.stack([stretch, 1 / stretch])).clamp(max=1.0)
+    sides = side * torch.stack([stretch, 1 / stretch])
     middle = (2 * torch.stack([x, y]) - 1) * (1 - sides)
     turn = 2 * math.pi * angle
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()]).unflatten(0, (2, 2))
