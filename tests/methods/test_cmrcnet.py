@@ -239,3 +239,14 @@ def test_st_net_is_a_linear_layer_with_squared_error() -> None:
     loss = net.losses(Batch(x, y, torch.zeros(7, dtype=torch.int64)))["squared_error"]
     assert float(loss.detach()) == pytest.approx(np.mean((expected - y.numpy()) ** 2), abs=1e-6)
     np.testing.assert_allclose(net.predict_expression(x).detach(), np.maximum(expected, 0), atol=1e-5)
+
+
+def test_st_net_begins_at_the_mean() -> None:
+    """As its code does. Scaled features have a mean of zero, so a level of 5 had to be learned by the bias alone."""
+    net, mean = Stnet(nn.Identity(), Shapes(12, 6, 3)), torch.tensor([0.0, 0.4, 5.0])
+    net.start_from(mean)
+    torch.testing.assert_close(net.predict_expression(torch.randn(7, 12)), mean.expand(7, 3))
+    # The first step already tells spots apart: the error by which the weights move is of the map, not of the level
+    x = torch.randn(7, 12)
+    loss = net.losses(Batch(x, mean + x[:, :3], torch.zeros(7, dtype=torch.int64)))["squared_error"]
+    assert float(loss.detach()) == pytest.approx(float(x[:, :3].square().mean()), abs=1e-6)

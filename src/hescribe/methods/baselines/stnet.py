@@ -6,6 +6,7 @@ Engineering 2020. The paper fine-tunes DenseNet-121; any encoder does, frozen to
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,6 +34,10 @@ class Stnet(RegressionModel):
         super().__init__()
         self.tower = tower
         self.output = nn.Linear(shapes.features, shapes.genes)
+
+    def start_from(self, mean: Tensor) -> None:
+        """Predict the mean before anything is learned, as the code does: features that are scaled cannot tell it."""
+        self.output.load_state_dict({"weight": torch.zeros_like(self.output.weight), "bias": mean})
 
     def predict_expression(self, images: Tensor) -> Tensor:
         """(n, …) → (n, g); not below zero, since log-normalised expression is not."""
