@@ -145,6 +145,15 @@ def test_a_small_remainder_joins_the_replica_before_it() -> None:
     torch.testing.assert_close(model.losses(spots)["contrastive"], apart)
 
 
+@pytest.mark.parametrize("replica", [2, 3])
+def test_no_replica_is_a_single_spot(replica: int) -> None:
+    """Of replicas of two or three, one spot that was left used to stand alone: a loss of zero, in the mean of all."""
+    model, spots = make(replica), batch(2 * replica + 1)
+    ends = (0, replica, 2 * replica + 1)
+    apart = [model.losses(Batch(*(t[a:b] for t in spots)))["contrastive"] for a, b in zip(ends, ends[1:], strict=False)]
+    torch.testing.assert_close(model.losses(spots)["contrastive"], torch.stack(apart).mean())
+
+
 def test_gradient_reaches_both_heads() -> None:
     model = make(4)
     model.losses(batch(8))["contrastive"].backward()

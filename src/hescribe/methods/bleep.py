@@ -113,7 +113,7 @@ class Bleep(JointModel):
 
 def _replicas(values: Tensor, size: int) -> list[Tensor]:
     parts = list(values.split(size))
-    if len(parts) > 1 and len(parts[-1]) < size // 2:
+    if len(parts) > 1 and len(parts[-1]) < max(2, size // 2):
         last = parts.pop()
         parts[-1] = torch.cat([parts[-1], last])
     return parts
