@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from hescribe.methods.base import Batch, Origin, Shapes
+from hescribe.methods.base import Batch, Origin, Retrieval, Shapes
 from hescribe.methods.carhe.clip import CarheClip, CarheClipConfig
 from hescribe.methods.carhe.model import Carhe, CarheConfig
 from hescribe.methods.losses import soft_targets
@@ -134,3 +134,10 @@ def test_the_temperature_is_learned_and_bounded() -> None:
     for temperature, same in ((0.01, True), (0.02, False)):
         net.log_temperature.data.fill_(np.log(temperature))
         assert torch.allclose(net.losses(batch())["contrastive"], coldest, rtol=1e-4) == same
+
+
+def test_its_keys_are_prototypes() -> None:
+    """``retrieval.key = image`` was taken and changed nothing."""
+    with pytest.raises(ValueError, match="carhe has no key 'image'"):
+        CarheConfig(retrieval=Retrieval(key="image"))
+    assert CarheConfig(retrieval=Retrieval(k=7)).retrieval.k == 7

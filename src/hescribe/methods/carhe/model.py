@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -65,6 +65,13 @@ class CarheConfig(MethodConfig):
     refinement: Refinement | None = Field(
         None, description="Grad-CAM refinement of the prototypes' weights; needs an encoder with feature maps"
     )
+
+    @field_validator("retrieval")
+    @classmethod
+    def _keys_are_prototypes(cls, value: Retrieval) -> Retrieval:
+        if value.key != "expression":
+            raise ValueError(f"carhe has no key {value.key!r}: its keys are prototypes, leave retrieval.key alone")
+        return value
 
 
 class Carhe(JointModel):
