@@ -185,7 +185,13 @@ def test_the_published_image_encoder() -> None:
     assert tokens.shape == (1, 50, 768)
     backbone = encoder.module.backbone
     assert len(backbone.blocks) == 8
-    assert float(backbone.blocks[0].attn.qkv.weight.std()) == pytest.approx(0.01, rel=0.05)
+    found = {name: (float(p.detach().std()), float(p.detach().abs().max())) for name, p in backbone.named_parameters()}
+    assert found["blocks.0.attn.qkv.weight"][0] == pytest.approx(0.01, rel=0.05)
+    # The class token was next to nothing, and the patches' projection began six times as large
+    assert found["cls_token"][0] == pytest.approx(0.02, rel=0.15)
+    assert found["pos_embed"][0] == pytest.approx(0.02, rel=0.05)
+    assert found["patch_embed.proj.weight"][0] == pytest.approx((2 / (768 * 32 * 32)) ** 0.5, rel=0.02)
+    assert found["patch_embed.proj.bias"][1] == found["blocks.7.mlp.fc1.bias"][1] == 0
 
 
 def test_the_rate_falls_along_a_cosine() -> None:

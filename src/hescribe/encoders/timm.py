@@ -52,7 +52,8 @@ def load_cmrcnet_vit(*, seed: int = 0) -> Encoder:
     """The image encoder of CMRCNet, which its code trains from scratch: of use with fine-tuning only.
 
     A vision transformer of patch 32, width 768, depth 8 and 8 heads (the paper says ViT-B/32, which has depth 12 and
-    12 heads); linear weights start from a truncated normal of σ = 0.01.
+    12 heads). As in the code, linear weights start from a truncated normal of σ = 0.01, the class token from one of
+    0.02, the patches' projection from a normal whose variance is 2 over its outputs times the pixels of a patch.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -64,6 +65,9 @@ def load_cmrcnet_vit(*, seed: int = 0) -> Encoder:
                 nn.init.trunc_normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.kaiming_normal_(backbone.patch_embed.proj.weight, mode="fan_out")
+        nn.init.zeros_(backbone.patch_embed.proj.bias)
+        nn.init.trunc_normal_(backbone.cls_token, std=0.02)
     module = Normalised(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     identity = weights_identity("cmrcnet-vit", module)
     return Encoder("cmrcnet-vit", module, 768, 224, None, identity, licence="Apache-2.0")
