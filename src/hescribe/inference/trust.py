@@ -178,7 +178,7 @@ class Trust:
         The half-width becomes ``√(interval² + c (1.645 τ)²)``, with τ a prior for how far a gene's level differs between
         two patients (``_BETWEEN_PATIENTS``). Of one patient only sections could be left out, which tell nothing of
         it: c = 1. K patients left out whole do tell, but how patients differ is seen K times, not once a spot, and the
-        genes that vary most in a new patient are in part others: c = 1.7 s², and 5/K s² beyond three, with s the size
+        genes that vary most in a new patient are in part others: c = 1.7 s² for two, 5/K s² for more, with s the size
         of the differences seen, in units of the prior: the 0.9 quantile over genes of ``|Δ| / 1.645 τ``, as a root mean
         square over pairs of patients.
 
