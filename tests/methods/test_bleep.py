@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_no_replica_is_a_single_spot(replica: int) -> None:
     """Of replicas of two or three, one spot that was left used to stand alone: a loss of zero, in the mean of all."""
     model, spots = make(replica), batch(2 * replica + 1)
     ends = (0, replica, 2 * replica + 1)
-    apart = [model.losses(Batch(*(t[a:b] for t in spots)))["contrastive"] for a, b in zip(ends, ends[1:], strict=False)]
+    apart = [model.losses(Batch(*(t[a:b] for t in spots)))["contrastive"] for a, b in pairwise(ends)]
     torch.testing.assert_close(model.losses(spots)["contrastive"], torch.stack(apart).mean())
 
 

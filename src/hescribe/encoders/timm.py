@@ -67,7 +67,7 @@ def load_cmrcnet_vit(*, seed: int = 0) -> Encoder:
                     nn.init.zeros_(module.bias)
         nn.init.kaiming_normal_(backbone.patch_embed.proj.weight, mode="fan_out")
         nn.init.zeros_(backbone.patch_embed.proj.bias)
-        nn.init.trunc_normal_(backbone.cls_token, std=0.02)
+        nn.init.trunc_normal_(backbone.get_parameter("cls_token"), std=0.02)
     module = Normalised(backbone, mean=IMAGENET_MEAN, std=IMAGENET_STD).eval()
     identity = weights_identity("cmrcnet-vit", module)
     return Encoder("cmrcnet-vit", module, 768, 224, None, identity, licence="Apache-2.0")
