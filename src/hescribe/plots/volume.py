@@ -234,7 +234,7 @@ def orthogonal_cuts(
     front.set(xticks=[], ylabel="z (µm)")
     plane.set_title(f"{gene}   z = {z:g} µm")
     if stretch > 1:
-        side.set_title(f"z × {stretch:g}", fontweight="normal", fontsize=8, color=MUTED)
+        side.set_title(f"z drawn × {stretch:g}", fontweight="normal", fontsize=8, color=MUTED)
     corner.axis("off")
     bar = figure.colorbar(image, cax=corner.inset_axes((0.05, 0.3, 0.9, 0.1)), orientation="horizontal")
     bar.outline.set_visible(False)
