@@ -109,7 +109,8 @@ def run() -> None:
 
 def _command(error: Exception) -> str:
     """What was typed before its options, such as ``hescribe report``."""
-    names, context = [], getattr(error, "ctx", None)
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
     while context is not None and context.parent is not None:
         names.insert(0, str(context.info_name))
         context = context.parent
