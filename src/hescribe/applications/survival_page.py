@@ -190,11 +190,11 @@ def _attributions(
         out.append(Chapter("What raises and lowers the risk", text=text, plates=[plate],
                            tables=[("Log hazard ratios for a standard deviation", strongest)], decimals=3))  # fmt: skip
     if len(genes) and genes["effect"].any():
-        text = ("Log hazard for one more unit of log expression in all tiles, through the mean scores.",)
+        meant = "Log hazard for one more unit of log expression in all tiles, through the mean scores."
         out.append(
             Chapter(
                 "Genes",
-                text=text,
+                text=(meant,),
                 tables=[("Strongest genes", genes[genes["effect"] != 0].head(_MOST_GENES))],
                 decimals=3,
             )
