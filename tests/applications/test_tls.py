@@ -85,6 +85,7 @@ def test_predictions_become_a_folder(tmp_path, cli):
     assert json.loads((out / "P2.tls.geojson").read_text())["features"] == []
     page = (out / "index.html").read_text()
     assert "1 structure above" in page
+    assert "How to read the numbers" in page
     assert "No structure at a level of 0.05" in page
     assert (out / "figures" / "tls_P1.png").stat().st_size > 5000
     assert yaml.safe_load((tmp_path / "tls.config.yaml").read_text())["null"] == "spots"

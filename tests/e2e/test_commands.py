@@ -113,7 +113,7 @@ def test_the_unbroken_section_trains(cli: Cli, st: Path, tmp_path: Path) -> None
             "with a frozen encoder only",
         ),
         (["--epochs", "many"], "valid integer"),
-        (["--nonsense", "1"], "No such option"),
+        (["--nonsense", "1"], "(see 'hescribe train --help')"),
     ],
 )
 def test_bad_options(cli: Cli, st: Path, tmp_path: Path, options: list[str], message: str) -> None:

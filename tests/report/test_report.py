@@ -125,6 +125,19 @@ def test_a_slide_without_measurement_gets_a_report(tmp_path: Path) -> None:
     assert [c["key"] for c in data["columns"]] == ["expected_pcc", "interval"]
 
 
+def test_one_gene_is_not_genes(tmp_path: Path) -> None:
+    predicted, _ = make()
+    text = build_report([(predicted[:, :1].copy(), None, None)], None, None, {}, tmp_path / "out").read_text()
+    assert "Expression of 1 gene, predicted" in text
+    assert "1 gene. A click" in " ".join(text.split())
+
+
+def test_columns_of_the_table_are_explained_on_the_page(written: Path) -> None:
+    """Headings alone had it, under the pointer."""
+    text = written.read_text()
+    assert "<dt>± 90%</dt><dd>Half-width of the 90% interval, log1p of counts per 10,000</dd>" in text
+
+
 def test_a_bare_prediction_gets_a_report(tmp_path: Path) -> None:
     """No provenance, no trust, no novelty: an AnnData from somewhere else."""
     predicted, _ = make()
@@ -241,7 +254,17 @@ def test_provenance_of_the_caller_wins() -> None:
     assert rows["method"] == "bleep"
     assert rows["encoder"] == "resnet50"
     assert rows["seeds"] == "1, 2"
-    assert rows["mpp"] == "0.123457"
+    assert rows["µm per pixel"] == "0.123457"
+
+
+def test_provenance_leaves_out_what_says_nothing() -> None:
+    predicted, measured = make()
+    contents = read_contents([(predicted, measured, None)], None)
+    settings = {"views": 1, "epochs": None, "options": {}}
+    rows = dict(provenance_rows({"unpaired": [], "sections": {"B1": "B"}, "settings": settings}, contents))
+    assert "" not in rows.values()
+    assert rows["trained on (section: patient)"] == "B1: B"
+    assert rows["settings"] == "views: 1"
 
 
 def test_wrong_input_is_named_and_leaves_nothing(tmp_path: Path) -> None:

@@ -97,6 +97,10 @@ def test_the_command_writes_a_result(study: Path, tmp_path: Path, capsys: pytest
     assert {"fold", "risk image + clinical", "group clinical", "free image"} <= set(risks)
     scores = pd.read_csv(out / "scores.csv").set_index(["model", "metric"])
     assert scores.loc[("image", "C-index"), "value"] > 0.6
+    page = (out / "index.html").read_text()
+    assert "(95% interval 0." in page
+    assert "moran: how far a score gathers in places" in page
+    assert '<td class="n">0.000</td></tr>' not in page[page.index("Strongest genes") :]  # genes without effect
     genes = pd.read_csv(out / "genes.csv")
     assert genes.loc[genes["effect"].abs().idxmax(), "effect"] < 0
     for name in ("coefficients.csv", "contributions.csv", "differences.csv", "auc.csv", "calibration.csv"):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from hescribe import keys, plots
@@ -27,6 +28,7 @@ _NOTE = (
     "highest in it, compared with the rest of the same section: in a section of tumour alone the name still goes to "
     "the part that shows a marker most. The table gives every set's score, so that a narrow lead can be seen."
 )
+_CLUSTERS = "Clusters, and each marker set's mean score there in standard deviations from the section's mean"
 
 
 def find_regions(
@@ -133,12 +135,14 @@ def _section(folder: Path, given: Given, found: ad.AnnData) -> Chapter:
         Plate(figure, f"{given.name}-regions", alt=f"Map of the regions of {given.name}"),
         *(_score_plate(given, found, str(c)) for c in scores),
     ]
-    return Chapter(given.name, text=[_facts(given, found)], plates=plates, tables=[("Clusters", clusters(found))])
+    return Chapter(given.name, text=[_facts(given, found)], plates=plates, tables=[(_CLUSTERS, clusters(found))])
 
 
 def _facts(given: Given, found: ad.AnnData) -> str:
     kind = "predicted" if given.predicted else "measured"
-    return f"{found.n_obs:,} spots, {kind} expression, {distance_between(found.obsm[keys.SPATIAL]):.0f} pixels apart."
+    apart = distance_between(found.obsm[keys.SPATIAL])
+    far = f"{apart * given.mpp:.0f} µm" if np.isfinite(given.mpp) else f"{apart:.0f} pixels"
+    return f"{found.n_obs:,} spots, {kind} expression, {far} apart."
 
 
 def _score_plate(given: Given, found: ad.AnnData, column: str) -> Plate:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hescribe.plots.maps import obs_map
+from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.plots.survival import ENOUGH_AT_RISK, auc_over_time, calibration, hazard_ratios, kaplan_meier
 from hescribe.report.tools import Chapter, Plate, write_tool_page
 from hescribe.survival.clinical import describe_missing
@@ -18,6 +19,12 @@ from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, auc
 from hescribe.survival.outcome import BOTH, IMAGE, SurvivalResult
 from hescribe.version import __version__
 
+_DIVERGING = "RdBu_r"
+_FEATURES = (
+    "mean and spread: of a score over the tiles; moran: how far a score gathers in places; fraction: share of the tiles "
+    "in a region; next: how often two regions adjoin, over what chance gives; tls: lymphoid structures. Chosen: share of "
+    "the resamples in which the feature was kept."
+)
 _MOST_GENES = 20  #: of the page's table; all are in genes.csv
 
 
@@ -85,7 +92,7 @@ def _value(result: SurvivalResult, model: str, metric: str) -> tuple[float, floa
 
 def _cards(result: SurvivalResult, main: str, unit: str) -> dict[str, str]:
     def shown(metric: str) -> str:
-        return "{:.2f} ({:.2f}–{:.2f})".format(*_value(result, main, metric))
+        return "{:.2f} (95% interval {:.2f}–{:.2f})".format(*_value(result, main, metric))
 
     metric = auc_name(result.horizon)
     return {
@@ -129,7 +136,8 @@ def _risk_groups(result: SurvivalResult, main: str, unit: str) -> Chapter:
         figure,
         "kaplan_meier",
         "Kaplan–Meier curves of the low and high risk group",
-        caption=f"Each curve is drawn while at least {ENOUGH_AT_RISK} of its patients are at risk.",
+        caption=f"Each curve is drawn while at least {ENOUGH_AT_RISK} of its patients are at risk. HR: hazard ratio, high "
+        "against low risk, with its 95% interval.",
         vector=True,
     )
     return Chapter("Risk groups", text=text, plates=[plate])
@@ -147,9 +155,11 @@ def _discrimination(result: SurvivalResult, unit: str) -> Chapter:
     if len(result.differences):
         tables.append(("Differences on the same resamples of patients", result.differences))
     text = (
-        "AUC at a time: the chance that a patient with the event by then had the higher risk than one free of it; 0.5 is a coin.",
+        "AUC at a time: the chance that a patient with the event by then had the higher risk than one free of it; 0.5 is chance. "
+        "C-index: the same of any two patients, by who had the event first. Brier score: squared error of the predicted "
+        "probabilities, the smaller the better; Kaplan–Meier's gives everybody the same.",
     )
-    return Chapter("Discrimination", text=text, plates=[plate], tables=tables)
+    return Chapter("Discrimination", text=text, plates=[plate], tables=tables, decimals=3)
 
 
 def _calibration(result: SurvivalResult, unit: str) -> Chapter:
@@ -159,7 +169,7 @@ def _calibration(result: SurvivalResult, unit: str) -> Chapter:
         "Points on the diagonal: as many stay free of the event as were predicted. A slope below 1: risks too extreme.",
     )
     plate = Plate(figure, "calibration", "Predicted against observed probabilities by fifths", vector=True)
-    return Chapter("Calibration", text=text, plates=[plate], tables=[("Calibration", rows)])
+    return Chapter("Calibration", text=text, plates=[plate], tables=[("Calibration", rows)], decimals=3)
 
 
 def _attributions(
@@ -173,17 +183,30 @@ def _attributions(
         )
         kept = table[table["coefficient"] != 0].drop(columns="model")
         strongest = kept.loc[kept["coefficient"].abs().sort_values(ascending=False).index]
-        text = ("Fitted on all patients; intervals by fitting again on resampled patients at the same penalty.",)
+        text = (
+            "Fitted on all patients; intervals by fitting again on resampled patients at the same penalty.",
+            _FEATURES,
+        )
         out.append(Chapter("What raises and lowers the risk", text=text, plates=[plate],
-                           tables=[("Log hazard ratios for a standard deviation", strongest)]))  # fmt: skip
+                           tables=[("Log hazard ratios for a standard deviation", strongest)], decimals=3))  # fmt: skip
     if len(genes) and genes["effect"].any():
-        text = ("Log hazard for one more unit of log expression in all tiles, through the mean scores.",)
-        out.append(Chapter("Genes", text=text, tables=[("Strongest genes", genes.head(_MOST_GENES))]))
+        meant = "Log hazard for one more unit of log expression in all tiles, through the mean scores."
+        out.append(
+            Chapter(
+                "Genes",
+                text=(meant,),
+                tables=[("Strongest genes", genes[genes["effect"] != 0].head(_MOST_GENES))],
+                decimals=3,
+            )
+        )
     linear = (table["coefficient"] != 0).any()
     label = "adds to the log hazard" if linear else "attention (1: as the mean tile)"
     plates = [
         Plate(
-            _tile_map(adata, title, label, diverging=bool(linear)), f"tiles_{k}", f"Map of what each tile says, {title}"
+            _tile_map(adata, title, label, diverging=bool(linear)),
+            f"tiles_{k}",
+            f"Map of what each tile says, {title}",
+            colours=_DIVERGING if linear else EXPRESSION_COLOURS,
         )
         for k, (title, adata) in enumerate(maps)
         if np.ptp(adata.obs["contribution"]) > 0
@@ -197,5 +220,5 @@ def _tile_map(adata: ad.AnnData, title: str, label: str, *, diverging: bool) -> 
     values = adata.obs["contribution"]
     far = float(np.quantile(np.abs(values), 0.99)) or 1.0
     if diverging:
-        return obs_map(adata, "contribution", limits=(-far, far), colours="RdBu_r", label=label, title=title)
+        return obs_map(adata, "contribution", limits=(-far, far), colours=_DIVERGING, label=label, title=title)
     return obs_map(adata, "contribution", label=label, title=title)

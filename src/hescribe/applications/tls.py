@@ -34,6 +34,11 @@ _NOTE = (
     "A structure here is a place where a score of expression is high. Germinal centres, high endothelial venules and "
     "the outline that a pathologist would draw are not part of the score."
 )
+_WORDS = (
+    "z: by how many standard deviations the smoothed score of a place lies above scores dealt out at random.",
+    "Mass: z above the threshold, summed over the structure's spots. p: share of the rearranged maps that have a structure "
+    "as heavy anywhere.",
+)
 _HEADINGS = {
     "tls": "number", "n_spots": "spots", "area_mm2": "area (mm²)", "x": "x (px)", "y": "y (px)",
     "mean_score": "mean score", "max_score": "highest score", "peak_z": "peak z", "mass": "mass", "p_value": "p",
@@ -220,7 +225,7 @@ def _write_page(
     area = sum(float(t["area_mm2"].sum()) for t in tables.values())
     write_tool_page(
         folder,
-        chapters,
+        [*chapters, Chapter("How to read the numbers", _WORDS)],
         title="Tertiary lymphoid structures",
         lead=f"{number} found in {sum(len(t) > 0 for t in tables.values())} of {len(tables)} "
         f"section{'s' * (len(tables) != 1)}, by the {provenance['score'].split(': ')[1]}.",

@@ -27,6 +27,7 @@ from hescribe.inference.present import find_predictions
 from hescribe.io.store import check_free, write_anndata, write_atomically
 from hescribe.metrics.gene_sets import gene_moments
 from hescribe.plots.maps import unit_of
+from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.report.volume_view import MOST_SPOTS, VIEW, view_data, view_script
 from hescribe.sections import Section
@@ -198,9 +199,9 @@ def _write(made: _Made, folder: Path, provenance: Mapping[str, Any]) -> None:
         f"{', '.join(genes)} on a grid.",
         cautions=_cautions(pairs),
         cards={
-            "Dice of neighbours, before": f"{pairs['dice_before'].mean():.2f}",
-            "Dice of neighbours, registered": f"{pairs['dice_after'].mean():.2f}",
-            "Haematoxylin, correlation": f"{pairs['correlation_after'].mean():.2f}",
+            "Overlap of neighbours, before": f"{pairs['dice_before'].mean():.2f} (Dice)",
+            "Overlap of neighbours, registered": f"{pairs['dice_after'].mean():.2f} (Dice)",
+            "Haematoxylin of neighbours, registered": f"{pairs['correlation_after'].mean():.2f} (correlation)",
         },
         provenance=provenance,
         script=view_script(),
@@ -230,12 +231,12 @@ def _chapters(made: _Made) -> list[Chapter]:
     slides = {n: _slide(made, n) for n in made.planes}
     stacked = [
         Plate(plots.stacked_sections(made.stack, g, pictures=slides), f"stack_{g}", f"Sections stacked, with {g}.",
-              f"{g} on the registered sections.")
+              f"{g} on the registered sections.", colours=EXPRESSION_COLOURS)
         for g in genes
     ]  # fmt: skip
     cuts = [
         Plate(plots.orthogonal_cuts(made.volume, g, unit=unit_of(made.stack)), f"cuts_{g}", f"Orthogonal cuts of {g} through the volume.",
-              f"{g}: cuts at right angles through the middle; dashed lines show where.")
+              f"{g}: cuts at right angles through the middle; dashed lines show where.", colours=EXPRESSION_COLOURS)
         for g in genes
     ]  # fmt: skip
     overlay = Plate(
@@ -244,7 +245,7 @@ def _chapters(made: _Made) -> list[Chapter]:
         "Neighbouring sections on each other, before and after registration.",
         "Haematoxylin of neighbours, one blue and one orange; where both lie it is dark.",
     )
-    quality = made.registration.pairs.drop(columns="lead").rename(columns=_HEADINGS)
+    quality = made.registration.pairs.drop(columns="lead").replace({"flipped": {True: "yes", False: "no"}})
     return [
         Chapter(
             "In space",
@@ -256,17 +257,18 @@ def _chapters(made: _Made) -> list[Chapter]:
         Chapter(
             "Registration",
             [
-                "Before: as the sections lie on their slides. Closure: how far a pair's own map lies from the places on "
+                "Before: as the sections lie on their slides. Dice: the overlap of two sections' tissue, 1 where both have one "
+                "outline, 0 where they do not meet. Correlation: of their haematoxylin where both have tissue. Closure: how far a pair's own map lies from the places on "
                 "which all pairs together were settled; large values mean that the pairs contradict each other."
             ],
             [overlay],
-            [("Neighbours", quality)],
+            [("Neighbours", quality.rename(columns=_HEADINGS))],
         ),
     ]
 
 
 _HEADINGS = {
-    "fixed": "section", "moving": "onto it", "angle": "turned by (°)", "flipped": "flipped",
+    "fixed": "section", "moving": "laid onto it", "angle": "turned by (°)", "flipped": "flipped",
     "dice_before": "Dice before", "dice_after": "Dice after", "correlation_before": "correlation before",
     "correlation_after": "correlation after", "closure_um": "closure (µm)",
 }  # fmt: skip

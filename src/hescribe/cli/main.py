@@ -92,7 +92,7 @@ def run() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":
             sys.exit(0)  # the help has been shown
         _fail(
-            f"hescribe: error: {' '.join(str(getattr(error, 'format_message', error.__str__)()).split())} (see 'hescribe --help')"
+            f"hescribe: error: {' '.join(str(getattr(error, 'format_message', error.__str__)()).split())} (see '{_command(error)} --help')"
         )
     except (KeyboardInterrupt, typer.Abort):
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
@@ -105,6 +105,16 @@ def run() -> None:
     if code == _INTERRUPTED:  # typer has caught it
         print("hescribe: interrupted", file=sys.stderr)  # noqa: T201
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command(error: Exception) -> str:
+    """What was typed before its options, such as ``hescribe report``."""
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
+    while context is not None and context.parent is not None:
+        names.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(["hescribe", *names])
 
 
 def _fail(line: str) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", int, float)
 
-Sections = Annotated[Path, typer.Argument(help="Manifest of sections (CSV or Parquet), or a folder with sections.csv.")]
+Sections = Annotated[
+    Path,
+    typer.Argument(metavar="SECTIONS", help="Manifest of sections (CSV or Parquet), or a folder with sections.csv."),
+]
 SectionsOption = Annotated[Path, typer.Option("--sections", help="Manifest of sections.")]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a trained method.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]

@@ -250,9 +250,9 @@ def _panels(ground: Ground, n: int) -> tuple[Figure, list[Axes]]:
 def _colour_bar(figure: Figure, spots: Collection, axes: Any, label: str) -> None:
     bar = figure.colorbar(spots, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(length=2, width=0.5, labelsize=7.5)
+    bar.ax.tick_params(length=2, width=0.5, labelsize=8.5)
     bar.locator = _few_ticks()
-    bar.set_label(label, fontsize=7.5, color=MUTED)
+    bar.set_label(label, fontsize=8.5, color=MUTED)
 
 
 def _few_ticks() -> Any:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Affine2D
 
 from hescribe import keys
@@ -107,7 +108,8 @@ def neighbour_overlay(overlays: Sequence[Overlay]) -> Figure:
             _bar(axes, fixed.shape[1] * um, fixed.shape[0] * um)
         for i, (name, colour) in enumerate(((pair.fixed, PREDICTED), (pair.moving, CEILING))):
             row[0].annotate(name, (0, 1), (2, -11 * (i + 1)), xycoords="axes fraction", textcoords="offset points",
-                            color=colour, fontweight="bold")  # fmt: skip
+                            color=colour, fontweight="bold",
+                            path_effects=[withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
     return figure
 
 
@@ -234,7 +236,7 @@ def orthogonal_cuts(
     front.set(xticks=[], ylabel="z (µm)")
     plane.set_title(f"{gene}   z = {z:g} µm")
     if stretch > 1:
-        side.set_title(f"z × {stretch:g}", fontweight="normal", fontsize=8, color=MUTED)
+        side.set_title(f"z drawn × {stretch:g}", fontweight="normal", fontsize=8, color=MUTED)
     corner.axis("off")
     bar = figure.colorbar(image, cax=corner.inset_axes((0.05, 0.3, 0.9, 0.1)), orientation="horizontal")
     bar.outline.set_visible(False)

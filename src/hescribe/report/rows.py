@@ -25,6 +25,11 @@ SHORT = {
     "heg50": "HEG-50", "hvg50": "HVG-50", "panel": "Panel", "detected10": "Detected ≥ 10%", "marker": "Marker",
     "heg50_train": "HEG-50 (training)", "hvg50_train": "HVG-50 (training)",
 }  # fmt: skip
+#: provenance under the name that a reader of the page knows
+_NAMES = {
+    "mpp": "µm per pixel", "tile_um": "side of a tile (µm)", "sections": "trained on (section: patient)",
+    "reported": "reported here", "unpaired": "expression without images",
+}  # fmt: skip
 _ORDER = ("version", "bundle", "method", "encoder", "seed", "seeds", "sections", "date")
 _DIGITS = 3
 
@@ -76,7 +81,8 @@ def provenance_rows(provenance: Mapping[str, Any], contents: Sequence[Content]) 
     told["reported"] = ", ".join(c.name for c in contents)
     told.update(provenance)
     keys_in_order = [k for k in _ORDER if k in told] + [k for k in told if k not in _ORDER]
-    return [(str(k).replace("_", " "), _text(told[k])) for k in keys_in_order]
+    rows = [(_NAMES.get(k, str(k).replace("_", " ")), _text(told[k])) for k in keys_in_order]
+    return [(name, text) for name, text in rows if text]
 
 
 def _text(value: Any) -> str:
@@ -85,5 +91,5 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple | set):
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {v}" for k, v in value.items())
+        return ", ".join(f"{k}: {v}" for k, v in value.items() if v is not None and v != {})
     return str(value)

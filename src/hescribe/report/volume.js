@@ -125,7 +125,7 @@
       });
     });
     legend(context, width, height, gene);
-    status.textContent = `${gene.name}: ${drawn.toLocaleString("en")} of ${count.toLocaleString("en")} spots; height drawn × ${state.stretch.toFixed(state.stretch < 10 ? 1 : 0)}.`;
+    status.textContent = `${gene.name}: ${drawn.toLocaleString("en")} of ${count.toLocaleString("en")} spots${state.above ? `, those of ${(gene.low + (state.above / 255) * (gene.high - gene.low)).toFixed(2)} or more` : ""}; height drawn × ${state.stretch.toFixed(state.stretch < 10 ? 1 : 0)}.`;
   };
   // Events that come faster than a picture is drawn share one
   const redraw = () => {

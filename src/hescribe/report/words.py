@@ -107,9 +107,7 @@ def what(contents: Sequence[Content]) -> str:
     names = _listed([c.name for c in contents])
     kind = "section" if any(c.measured is not None for c in contents) else "slide"
     where = f"the {kind} {names}" if len(contents) == 1 else f"{len(contents)} {kind}s ({names})"
-    return (
-        f"Expression of {count} genes, predicted from the H&E image at {tiles:,} place{'s' * (tiles != 1)} of {where}."
-    )
+    return f"Expression of {count} gene{'s' * (count != '1')}, predicted from the H&E image at {tiles:,} place{'s' * (tiles != 1)} of {where}."
 
 
 @dataclass(frozen=True)

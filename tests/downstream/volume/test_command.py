@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import anndata as ad
 import cv2
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from hescribe import tl
@@ -98,6 +102,28 @@ def test_what_is_written(made: Path) -> None:
     assert (made.parent / "out.config.yaml").is_file()
     assert "predicted" in (made / "index.html").read_text()
     assert [len(p) for p in (transforms["pairs"], tl.load_placements(made / "transforms.json"))] == [2, 3]
+
+
+def test_maps_in_the_page_keep_their_colours(made: Path) -> None:
+    """Colours of stacks and cuts were chosen by frequency: different values looked the same."""
+    levels = {tuple(c) for c in mpl.colormaps["viridis"](np.linspace(0, 1, 160), bytes=True)[:, :3].tolist()}
+    pictures = re.findall(r'"data:image/png;base64,([^"]+)" alt="(?:Sections stacked|Orthogonal)', page_of(made))
+    assert len(pictures) == 4
+    for picture in pictures:
+        palette = Image.open(io.BytesIO(base64.b64decode(picture))).getpalette()
+        assert levels <= {tuple(palette[i : i + 3]) for i in range(0, len(palette), 3)}
+
+
+def test_the_page_can_be_heard(made: Path) -> None:
+    """Cards were headings of a level below none, and columns had no scope."""
+    page = page_of(made)
+    assert page.index("<h2") < page.index("<h3")
+    assert "<th>" not in page
+    assert page.count("<td>yes</td>") == 2  # flipped, which was said as True
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "index.html").read_text()
 
 
 def test_spots_of_one_place_lie_above_each_other(made: Path) -> None:

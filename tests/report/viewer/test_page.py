@@ -180,7 +180,7 @@ def test_an_address_leads_back_to_what_was_seen(browser: Browser, viewer: Viewer
     browser.go(f"{viewer.url}#" + "&".join(f"{k}={quote(v)}" for k, v in address.items()))
     np.testing.assert_array_equal(browser.picture(), seen)
     browser.go(f"{viewer.url}#gene=NO%20SUCH&x=hello&zoom=-1&opacity=9e999&clip=7")
-    assert "no gene of the name" in browser.run(TEXT.format("notice"))
+    assert "no gene of the name NO SUCH" in browser.run(TEXT.format("notice"))
     assert browser.run("document.querySelector('h2').textContent") == "RAMP"
     browser.run("location.hash = '#gene=HOLES'")  # what was said of a name that is not there holds no longer
     browser.wait("document.querySelector('h2').textContent === 'HOLES'")

@@ -37,8 +37,12 @@ def _python() -> Check:
 def _torch() -> Check:
     import torch
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor(torch.get_num_threads())
     return True, f"torch {torch.__version__} on {device}"
+
+
+def _processor(threads: int) -> str:
+    return f"CPU, {threads} thread{'s' * (threads != 1)}"
 
 
 def pair_problem(torch_version: str, vision_version: str, error: str) -> str:

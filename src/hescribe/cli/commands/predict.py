@@ -13,7 +13,7 @@ from hescribe.errors import InputError
 
 Slides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[SLIDE...]", help="Slides, folders of slides, or patterns such as 'a/*.svs'."),
+    typer.Argument(metavar="SLIDE", help="Slides, folders of slides, or patterns such as 'a/*.svs'."),
 ]
 Stride = Annotated[
     float | None, typer.Option("--stride-um", help="Slides: µm between tile centres, 8 or more; default: no overlap.")

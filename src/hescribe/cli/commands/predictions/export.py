@@ -27,7 +27,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prediction that is in the store.")] = False,
     config: o.Config = None,
 ) -> None:
-    """Put a prediction into a SpatialData store, as the table ``hescribe_tiles``, for LazySlide, squidpy and napari."""
+    """Put a prediction into a SpatialData store, as the table hescribe_tiles, for LazySlide, squidpy and napari."""
     from hescribe.io.predictions import export_spatialdata
 
     written = export_spatialdata(prediction, spatialdata, image=image, overwrite=overwrite)

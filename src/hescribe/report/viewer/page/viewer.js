@@ -223,7 +223,7 @@ const recall = () => {
   opacity();
   const gene = words.has("gene") ? facts.genes.indexOf(words.get("gene")) : -1;
   if (gene >= 0 || state.gene < 0) choose(gene >= 0 ? gene : genes.best);
-  if (words.get("gene") && gene < 0) say("This prediction has no gene of the name in the address.", { ofGene: true });
+  if (words.get("gene") && gene < 0) say(`This prediction has no gene of the name ${words.get("gene")}.`, { ofGene: true });
   colour();
   tell();
 };
