@@ -8,9 +8,10 @@ import torch
 from scipy import sparse
 from torch import nn
 
+from hescribe.methods.axes import Centred, leading_axes
 from hescribe.methods.base import Origin, Shapes, Unpaired
 from hescribe.methods.carhe.model import Carhe, CarheConfig
-from hescribe.methods.carhe.prototypes import cluster, principal_axes, project_unpaired
+from hescribe.methods.carhe.prototypes import cluster, project_unpaired
 
 PANEL = 30
 KINDS = 4
@@ -53,13 +54,13 @@ def test_axes_are_those_of_the_dense_matrix_with_its_weight() -> None:
     paired, section = rng.gamma(1.0, size=(40, 12)), np.repeat([0, 1], 20)
     other, source = 2 * rng.gamma(1.0, size=(70, 12)), np.repeat([0, 1, 2], [30, 30, 10])
     centred = np.vstack([paired[section == s] - paired[section == s].mean(0) for s in (0, 1)])
-    beside = np.vstack([other[source == s] - other[source == s].mean(0) for s in (0, 1, 2)])
-    weight = np.sqrt((centred**2).sum() / (beside**2).sum())
+    others = np.vstack([other[source == s] - other[source == s].mean(0) for s in (0, 1, 2)])
+    weight = np.sqrt((centred**2).sum() / (others**2).sum())
     assert weight < 1
-    expected = np.linalg.svd(np.vstack([centred, weight * beside]))[2][:3]
+    expected = np.linalg.svd(np.vstack([centred, weight * others]))[2][:3]
     unpaired = Unpaired(sparse.csr_matrix(other), source, np.ones((3, 12), bool))
-    found = principal_axes(sparse.csr_matrix(paired), section, unpaired, 3)
-    np.testing.assert_allclose(np.abs(np.sum(found.T * expected, axis=1)), 1.0, atol=1e-6)
+    found = leading_axes(beside(Centred(sparse.csr_matrix(paired), section), unpaired), 3)
+    np.testing.assert_allclose(np.abs(np.sum(found * expected, axis=1)), 1.0, atol=1e-6)
 
 
 def test_another_platform_s_transcriptomes_fall_to_their_kind() -> None:

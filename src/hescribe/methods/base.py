@@ -139,6 +139,9 @@ class RegressionModel(nn.Module, ABC):
     def start_from(self, mean: Tensor) -> None:
         """Told the (g,) mean expression of the training spots before training; most methods find it by themselves."""
 
+    def add_unpaired(self, unpaired: Unpaired) -> None:
+        """Told of transcriptomes of all g genes without image before it is solved, where its config has ``unpaired``."""
+
     @abstractmethod
     def predict_expression(self, images: Tensor) -> Tensor:
         """(n, …) images or features → (n, g) expression."""
@@ -181,11 +184,12 @@ class Unpaired(NamedTuple):
     Attributes
     ----------
     expression
-        (m, panel) on the scale of the paired spots; zero where a source did not measure the gene.
+        (m, g) on the scale of the paired spots; zero where a source did not measure the gene. The genes are the panel
+        for a method that learns prototypes, all of the output for a regression.
     source
         (m,) which source each is from.
     measured
-        (sources, panel) bool.
+        (sources, g) bool.
     """
 
     expression: SparseExpression

@@ -33,6 +33,7 @@ from hescribe.methods.base import (
     Optimisation,
     RegressionModel,
     Shapes,
+    Unpaired,
 )
 from hescribe.methods.layers import Standardise
 from hescribe.reference import Reference
@@ -180,6 +181,9 @@ class Fitter:
         L.seed_everything(self.config.seed, workers=True, verbose=False)
         model = method.build(self._tower(), shapes, self.method_config)
         if isinstance(model, ClosedForm):
+            if isinstance(model, RegressionModel) and (others := self._without_image(held_out)) is not None:
+                expression = others.on_scale_of(targets.expression[rows])
+                model.add_unpaired(Unpaired(expression, others.source, others.measured))
             model.solve(self.describe(self.encoder).full[rows], targets.expression[rows], self.data.origin.at(rows))
             return self._finish(model, targets, rows, (no_history(), 0))
         prototypes = None
@@ -209,18 +213,23 @@ class Fitter:
         inputs = expression[:, panel] if self.embedding is None else sparse.csr_matrix(self.embedding)
         return _Targets(expression, inputs)
 
+    def _without_image(self, held_out: Rows) -> UnpairedData | None:
+        """Transcriptomes of patients of whom nothing is held out."""
+        if self.unpaired is None:
+            return None
+        return self.unpaired.without(
+            {patient_key(self.data.sections[i].patient_id) for i in np.unique(self.data.section[held_out])}
+        )
+
     def prototypes(self, rows: Rows, held_out: Rows, *, panel: npt.NDArray[np.bool_]) -> Prototypes:
-        """What prototypes are learned from: nothing of a patient that is held out, with image or without."""
-        targets, unpaired = self._targets(rows, panel), self.unpaired
-        if unpaired is not None:
-            held = {patient_key(self.data.sections[i].patient_id) for i in np.unique(self.data.section[held_out])}
-            unpaired = unpaired.without(held)
+        """What prototypes are learned from."""
+        targets = self._targets(rows, panel)
         return Prototypes(
             expression=targets.expression[rows],
             inputs=targets.inputs[rows],
             origin=self.data.origin.at(rows),
             genes=tuple(self.data.genes.index),
-            without_image=unpaired,
+            without_image=self._without_image(held_out),
             panel=None if self.embedding is not None else panel,
             transfer=getattr(self.method_config, "transfer", False),
             cell_types=None if self.cell_types is None else self.cell_types.iloc[rows],

@@ -48,8 +48,8 @@ def train(sections: Sequence[Section], config: TrainConfig, *, output: str | Pat
     Parameters
     ----------
     sections
-        Rows without image are unpaired transcriptomes: a method that learns prototypes uses them (unless
-        ``unpaired`` is off), the others do not. Rows without expression are not used.
+        Rows without image are unpaired transcriptomes: `carhe` and `fusion` use them (unless ``unpaired`` is off;
+        `fusion` only those with positions), the others do not. Rows without expression are not used.
     config
         Settings. With several ``devices`` processes are started on this machine (a script that calls this must guard
         its own start by ``if __name__ == "__main__"``), or this one joins those that torchrun or srun started.
@@ -113,7 +113,10 @@ def _fitter(sections: Sequence[Section], config: TrainConfig, device: str) -> Fi
         "%d sections, %d spots, %d genes of which %d in the panel",
         len(data.sections), len(data.section), len(data.genes), int(data.panel.sum()),
     )  # fmt: skip
-    unpaired = assemble_unpaired(sections, data, config) if getattr(method_config, "unpaired", False) else None
+    unpaired = None
+    if getattr(method_config, "unpaired", False):
+        # What cells have in common is not what their mixtures have: they are for prototypes, which draw them in
+        unpaired = assemble_unpaired(sections, data, config, cells=hasattr(method_config, "prototypes"))
     if unpaired is not None:
         log.info("%d transcriptomes without image, of %d sources", len(unpaired.source), len(unpaired.sections))
     encoder = _encoder(config, method_config)

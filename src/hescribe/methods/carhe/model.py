@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from scipy import sparse
 from torch import Tensor, nn
 
+from hescribe.methods.axes import Centred, beside, leading_axes
 from hescribe.methods.base import (
     Batch,
     Count,
@@ -34,7 +35,7 @@ from hescribe.methods.base import (
     Unpaired,
     Width,
 )
-from hescribe.methods.carhe.prototypes import cluster, principal_axes, project_unpaired
+from hescribe.methods.carhe.prototypes import cluster, project_unpaired
 from hescribe.methods.layers import ProjectionHead
 from hescribe.methods.losses import aligned_loss
 from hescribe.types import Features, SparseExpression
@@ -118,7 +119,7 @@ class Carhe(JointModel):
             self._embed_by(torch.eye(matrix.shape[1]))
         else:
             wanted = min(self.config.components, matrix.shape[1])
-            axes = principal_axes(matrix, origin.section, unpaired, wanted)
+            axes = leading_axes(beside(Centred(matrix, origin.section), unpaired), wanted).T
             self._embed_by(torch.from_numpy(np.pad(axes, ((0, 0), (0, wanted - axes.shape[1])))))
         self.get_buffer("centre").copy_(torch.from_numpy(np.asarray(matrix.mean(axis=0)).ravel()))
         axes = self.get_buffer("axes").double().numpy()

@@ -4,79 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
 from hescribe.methods.base import Unpaired
-from hescribe.types import SparseExpression
 
 Array = npt.NDArray[np.float64]
 
 _FEWEST_PER_PROTOTYPE = 5  #: fewer would make a prototype of noise
 _MOST_FOR_KMEANS = 50_000  #: transcriptomes; beyond, k-means on small batches
-_NEARLY_ALL = 0.9  #: share of the panel that a source must have measured to shape the embedding
 _RIDGE = 0.1  #: where a source lacks genes of the panel; the axes are orthonormal
-
-
-def principal_axes(
-    matrix: SparseExpression, section: npt.NDArray[np.intp], unpaired: Unpaired | None, count: int
-) -> Array:
-    """(panel, k ≤ count) directions in which transcriptomes of one section or source differ.
-
-    Sources without image together weigh no more than the paired spots, however many transcriptomes they have and
-    however widely single cells scatter. One that lacks many genes of the panel has no say: its directions would be
-    those of the others, cut off.
-    """
-    parts = [_Centred(matrix, section)]
-    whole = np.zeros(0, bool) if unpaired is None else unpaired.measured.mean(axis=1) >= _NEARLY_ALL
-    if unpaired is not None and whole.any():
-        rows = whole[unpaired.source]
-        parts.append(_Centred(unpaired.expression[rows], unpaired.source[rows]))
-        parts[1].scale = np.sqrt(min(1.0, parts[0].squares() / max(parts[1].squares(), 1e-12)))
-    ends = np.cumsum([part.rows for part in parts])
-    shape = (int(ends[-1]), matrix.shape[1])
-    operator = LinearOperator(
-        shape,
-        matvec=lambda x: np.concatenate([part.times(x.ravel()) for part in parts]),
-        rmatvec=lambda y: np.sum(
-            [p.transposed_times(v) for p, v in zip(parts, np.split(y.ravel(), ends[:-1]), strict=True)], axis=0
-        ),
-        dtype=np.float64,
-    )
-    found = min(count, min(shape) - 1)
-    # A fixed start makes it repeatable; not all ones, which centring has made orthogonal to everything
-    start = np.random.default_rng(0).standard_normal(min(shape))
-    _, singular, axes = svds(operator, found, v0=start, random_state=0)
-    axes = axes[np.argsort(-singular)]
-    return np.asarray((axes * np.sign(axes[np.arange(found), np.abs(axes).argmax(axis=1)])[:, None]).T)
-
-
-class _Centred:
-    """A sparse matrix less the mean of each row's section, which is never made dense."""
-
-    def __init__(self, matrix: SparseExpression, section: npt.NDArray[np.intp]) -> None:
-        self.matrix = sparse.csr_matrix(matrix, dtype=np.float64)
-        self.rows = self.matrix.shape[0]
-        self.scale = 1.0
-        self._member, self._means = _section_means(self.matrix, section)
-
-    def squares(self) -> float:
-        sizes = np.asarray(self._member.sum(axis=0)).ravel()
-        return float((self.matrix.data**2).sum() - (sizes * (self._means**2).sum(axis=1)).sum())
-
-    def times(self, x: Array) -> Array:
-        return self.scale * (self.matrix @ x - self._member @ (self._means @ x))
-
-    def transposed_times(self, y: Array) -> Array:
-        return self.scale * (self.matrix.T @ y - self._means.T @ (self._member.T @ y))
-
-
-def _section_means(matrix: SparseExpression, section: npt.NDArray[np.intp]) -> tuple[sparse.csr_matrix, Array]:
-    """(n, sections) membership and (sections, panel) means."""
-    _, rows = np.unique(section, return_inverse=True)
-    member = sparse.csr_matrix((np.ones(len(rows)), (np.arange(len(rows)), rows)))
-    means = sparse.diags(1.0 / np.bincount(rows)) @ member.T @ matrix
-    return member, np.asarray(means.todense())
 
 
 def project_unpaired(unpaired: Unpaired, axes: Array, spread: float) -> npt.NDArray[np.float32]:

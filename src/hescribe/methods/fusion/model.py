@@ -18,7 +18,8 @@ For a patient who is new, this is too bold: what a neighbouring section confirms
 programs and a heavier penalty are then used, and no retrieval. They are chosen by leaving training patients out, or,
 where there is one training patient, stated in the settings. Another patient's section may also be sequenced less
 deeply, which changes what log expression shows: the programs for new patients are those of the mean of the expression
-as measured and as it would be at a shallow depth.
+as measured and as it would be at a shallow depth. Spots of other patients without image take part in these programs, as
+much as those with one: what one patient's genes do together, another's do in part.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hescribe.methods.base import Count, Method, MethodConfig, Origin, RegressionModel, Shapes
+from hescribe.methods.base import Count, Method, MethodConfig, Origin, RegressionModel, Shapes, Unpaired
 from hescribe.methods.baselines.ridge import principal_axes
 from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion.programs import (
@@ -73,6 +75,7 @@ class FusionConfig(MethodConfig):
         le=1_000_000,
         description="counts a spot that deeper sections are also seen with, for a new patient; 0: none",
     )
+    unpaired: bool = Field(default=True, description="a new patient's programs from spots without image too")
     one_patient: Strength = Field(
         Strength(programs=5, penalty=0.1), description="for a new patient where only one could be learned from"
     )
@@ -172,6 +175,7 @@ class Fusion(RegressionModel):
         }  # fmt: skip
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size))
+        self._unpaired: Unpaired | None = None
         #: by the number of the patient, and that of everybody
         self.known = nn.ModuleDict({_EVERYBODY: KnownMap(k, g, config)})
 
@@ -189,11 +193,16 @@ class Fusion(RegressionModel):
     def _components(self, images: Tensor) -> Tensor:
         return (self.tower(images) - self.get_buffer("mean")) @ self.get_buffer("axes")
 
+    def add_unpaired(self, unpaired: Unpaired) -> None:
+        """They shape the programs for new patients: those of one patient are in part his alone."""
+        self._unpaired = unpaired
+
     def solve(self, features: Features, expression: SparseExpression, origin: Origin) -> None:
         """Fit in closed form; every choice is made by leaving sections or patients out."""
         components = self._learn_components(features)
         spots = centre_sections(expression, origin.section, self.config.programs)
         shallow = self._shallower(spots, origin)
+        self._unpaired = None
         new = self._choose_new(components, shallow, origin)
         _store(self, "map_new", solve_map(components, shallow.scores, new))
         _store(self, "programs_new", shallow.programs)
@@ -236,13 +245,21 @@ class Fusion(RegressionModel):
         return np.asarray((features - mean) @ axes, dtype=np.float64)
 
     def _shallower(self, spots: Spots, origin: Origin) -> Spots:
-        """The same spots between their own depth and a shallow one."""
-        if not self.config.shallow:
+        """The same spots between their own depth and a shallow one, as programs that others without image share."""
+        others = self._unpaired
+        if not self.config.shallow and others is None:
             return spots
-        thinned = at_depth(spots.expression, origin.section, self.config.shallow)
-        between = centre_sections((spots.expression + thinned) / 2, origin.section, self.config.programs)
+        if others is not None:
+            others = others._replace(expression=self._between(others.expression, others.source))
+        own = self._between(spots.expression, origin.section)
+        between = centre_sections(own, origin.section, self.config.programs, others)
         # Settings are judged by what was measured
         return between._replace(expression=spots.expression, sections=spots.sections)
+
+    def _between(self, expression: SparseExpression, section: npt.NDArray[np.intp]) -> SparseExpression:
+        if not self.config.shallow:
+            return expression
+        return (expression + at_depth(expression, section, self.config.shallow)) / 2
 
     def _choose_known(
         self, components: Array, spots: Spots, folds: list[Mask], *, voters: list[np.ndarray] | None = None

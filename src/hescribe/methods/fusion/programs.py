@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 
-from hescribe.methods.base import MethodConfig, Origin, Penalty
+from hescribe.methods.axes import Centred, beside, leading_axes
+from hescribe.methods.base import MethodConfig, Origin, Penalty, Unpaired
 from hescribe.methods.baselines.ridge import mean_pcc
 from hescribe.metrics.gene_sets import variance_within
 from hescribe.types import SparseExpression
@@ -23,7 +22,6 @@ COUNTS = (2, 3, 5, 10, 20)  #: programs
 MOST_FOLDS = 5
 MOST_PROGRAMS = 10_000  #: each is as long as the transcriptome
 _VOTERS = (50, 50, 1000)  #: genes of highest mean, highest variance, and most variable ones that choose the settings
-_DENSE = 64  #: spots or genes up to which the SVD is a dense one; an iteration wants far more rows than programs
 
 
 class Strength(MethodConfig):
@@ -54,43 +52,16 @@ class Spots(NamedTuple):
     scores: Array
 
 
-def centre_sections(expression: SparseExpression, section: npt.NDArray[np.intp], count: int) -> Spots:
-    """Programs by SVD of the expression less each section's mean, which is never made dense where it is large.
+def centre_sections(
+    expression: SparseExpression, section: npt.NDArray[np.intp], count: int, unpaired: Unpaired | None = None
+) -> Spots:
+    """Programs by SVD of the expression less each section's mean, together with transcriptomes without image.
 
     Expression that does not vary within any section has one program, of zeros.
     """
-    matrix = sparse.csr_matrix(expression, dtype=np.float64)
-    _, rows = np.unique(section, return_inverse=True)
-    n, g = matrix.shape
-    sections = int(rows.max()) + 1
-    member = sparse.csr_matrix((np.ones(n), (np.arange(n), rows)), shape=(n, sections))
-    means = np.asarray((sparse.diags(1.0 / np.bincount(rows)) @ member.T @ matrix).todense())
-    operator = LinearOperator(
-        (n, g),
-        matvec=lambda x: matrix @ x - member @ (means @ x),
-        rmatvec=lambda y: matrix.T @ y - means.T @ (member.T @ y),
-        dtype=np.float64,
-    )
-    programs = _leading_programs(operator, count, squares=float((matrix.data**2).sum()))
-    scores = matrix @ programs.T - member @ (means @ programs.T)
-    return Spots(matrix, means, rows, programs, np.asarray(scores))
-
-
-def _leading_programs(operator: LinearOperator, count: int, *, squares: float) -> Array:
-    smaller = min(operator.shape)
-    # A fixed start makes it repeatable; not all ones, which centring has made orthogonal to everything
-    start = np.random.default_rng(0).standard_normal(smaller)
-    image = operator.rmatvec(start) if operator.shape[0] == smaller else operator.matvec(start)
-    if float(image @ image) <= 1e-20 * max(squares, 1e-300):
-        return np.zeros((1, operator.shape[1]))
-    if smaller <= _DENSE:
-        _, singular, programs = np.linalg.svd(operator @ np.eye(operator.shape[1]), full_matrices=False)
-    else:
-        _, singular, programs = svds(operator, k=min(count, smaller - 1), v0=start, random_state=0)
-    order = np.argsort(-singular)[: max(1, min(count, smaller - 1))]
-    programs = programs[order]
-    signs = np.sign(programs[np.arange(len(programs)), np.abs(programs).argmax(axis=1)])
-    return np.asarray(programs * signs[:, None], dtype=np.float64)
+    centred = Centred(expression, section)
+    programs = leading_axes(beside(centred, unpaired), count)
+    return Spots(centred.matrix, centred.means, centred.section, programs, centred.times(programs.T))
 
 
 def solve_map(components: Array, scores: Array, strength: Strength) -> Array:

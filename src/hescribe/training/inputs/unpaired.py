@@ -89,14 +89,18 @@ class UnpairedData:
         return out
 
 
-def assemble_unpaired(sections: Sequence[Section], data: TrainingData, config: TrainConfig) -> UnpairedData | None:
+def assemble_unpaired(
+    sections: Sequence[Section], data: TrainingData, config: TrainConfig, *, cells: bool = True
+) -> UnpairedData | None:
     """Read the rows that have expression and no image; None where there is none.
 
-    A source that shares hardly a gene of the panel is left out, with a warning.
+    A source that shares hardly a gene of the panel is left out, with a warning. ``cells``: also what has no positions.
     """
     sources = []
     for section in sections:
         if section.image is not None or not section.has_expression:
+            continue
+        if not cells and keys.SPATIAL not in section.adata.obsm:
             continue
         shared = int(data.genes.index[data.panel].isin(section.adata.var_names).sum())
         if shared < min(_FEWEST_SHARED, int(data.panel.sum())):
