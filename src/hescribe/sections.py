@@ -136,15 +136,16 @@ class Section:
         pitch = mpp_from_pitch(self.row, self.adata) if self.has_expression else None
         # HEST-1k cuts its tiles by the scale it has estimated, not by the one embedded in the image
         hest = self._patches or (self.has_expression and technology_of(self.row) == "hest")
-        metadata, refused = (self._hest_mpp() if hest else None), None
+        metadata, refused, tag = (self._hest_mpp() if hest else None), None, None
         if metadata is None and self.image and not self._patches:
-            metadata, refused = self.slide.mpp, self.slide.refused_mpp
+            metadata, refused, tag = self.slide.mpp, self.slide.refused_mpp, self.slide.tag_mpp
         files = mpp_from_files(self.row, self.adata) if self.has_expression else None
         return resolve_mpp(
             metadata=metadata,
             files=files,
             pitch=pitch,
             manifest=self.row.mpp,
+            tag=tag,
             refused=refused,
             path=path,
             fix="fill the manifest's column 'mpp'",

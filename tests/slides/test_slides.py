@@ -187,6 +187,22 @@ def test_spots_outside_the_image_are_refused(tmp_path: Path) -> None:
             SlideTiles(path, np.array(bad), mpp=0.5, slide_id="s").check_inside()
 
 
+@pytest.mark.parametrize("name", ["tagged.png", "tagged.jpg"])
+def test_the_resolution_tag_of_a_plain_image_is_the_last_to_be_believed(tmp_path: Path, name: str) -> None:
+    """A PNG that an analysis wrote at 0.5 µm per pixel was refused for want of a scale; a screen's 72 dpi are none."""
+    path = tmp_path / name
+    Image.fromarray(PIXELS).save(path, dpi=(50_800, 50_800))
+    slide = open_slide(path)
+    assert slide.mpp is None
+    assert slide.tag_mpp == pytest.approx(0.5, rel=1e-4)
+    assert resolve_mpp(metadata=None, tag=slide.tag_mpp, path=path) == slide.tag_mpp
+    with pytest.warns(HescribeWarning, match="0.700 by the manifest but 0.500 by the image's resolution tag; 0.700"):
+        assert resolve_mpp(metadata=None, manifest=0.7, tag=slide.tag_mpp, path=path) == 0.7
+    for dpi in ((72, 72), (600, 600), (50_800, 25_400)):
+        Image.fromarray(PIXELS).save(path, dpi=dpi)
+        assert open_slide(path).tag_mpp is None
+
+
 def test_microns_per_pixel_in_order_of_trust() -> None:
     path = Path("slide.tif")
     assert resolve_mpp(metadata=0.5, pitch=0.51, manifest=0.49, path=path) == 0.5

@@ -53,13 +53,14 @@ class PlainImage(_Decoded):
     """A JPEG or PNG.
 
     Pixel coordinates are those of the stored raster; an EXIF orientation is *not* applied, since spot files are
-    made on the raster. Resolution tags are not believed: they hold what a photo editor wrote.
+    made on the raster. Resolution tags are the last to be believed: they may hold what a photo editor wrote.
     """
 
     mpp = None
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, _plain_size(path))
+        size, self.tag_mpp = _plain_facts(path)
+        super().__init__(path, size)
 
 
 class FlatTiff(_Decoded):
@@ -162,7 +163,8 @@ def _side_problem(sides: tuple[Mpp, Mpp] | None) -> str:
     return f"pixels of {sides[0]:g} × {sides[1]:g} µm are not square"
 
 
-def _plain_size(path: Path) -> tuple[int, int]:
+def _plain_facts(path: Path) -> tuple[tuple[int, int], Mpp | None]:
+    """(width and height, µm per pixel by the resolution tag)."""
     # The plugins are used directly: Image.open refuses what it holds for a decompression bomb, far below our limit
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
@@ -174,12 +176,13 @@ def _plain_size(path: Path) -> tuple[int, int]:
         raise InputError("not a readable image (its content is neither JPEG nor PNG)", path=path)
     try:
         with kinds[kind](path) as image:
-            width, height, mode = *image.size, image.mode
+            (width, height), mode, per_inch = image.size, image.mode, image.info.get("dpi", ())
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise InputError(f"not a readable {kind} ({error})", path=path) from error
     if mode not in {"RGB", "RGBA", "L", "P", "1"}:
         raise InputError(f"colour mode {mode} is not supported", path=path, fix="save it as 8-bit RGB")
-    return int(width), int(height)
+    sides = _plausible([_MICRONS[_INCH] / float(pixels) for pixels in per_inch if pixels])
+    return (int(width), int(height)), sides[0] if sides and not _side_problem(sides) else None
 
 
 @lru_cache(maxsize=_DECODED)

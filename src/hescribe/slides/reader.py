@@ -87,11 +87,15 @@ def resolve_mpp(
     pitch: Mpp | None = None,
     manifest: Mpp | None = None,
     option: Mpp | None = None,
+    tag: Mpp | None = None,
     refused: float | None = None,
     path: Path,
     fix: str = "pass --mpp",
 ) -> Mpp:
-    """µm per pixel from, in order of trust, the image's metadata, the spots' files and pitch, the manifest, ``--mpp``.
+    """µm per pixel from the first of these that says.
+
+    In order of trust: the image's metadata, the spots' files and pitch, the manifest, ``--mpp``, the resolution tag of
+    a JPEG or PNG.
 
     Warns (`HescribeWarning`) where two of them differ by more than 10 %. Where none is known, the error tells of what
     the metadata say that was ``refused``, and of the ``fix``.
@@ -107,6 +111,7 @@ def resolve_mpp(
         "the spots' pitch": pitch,
         "the manifest": manifest,
         "--mpp": option,
+        "the image's resolution tag": tag,
     }
     known = {name: float(v) for name, v in sources.items() if v is not None and math.isfinite(v) and v > 0}
     if not known:

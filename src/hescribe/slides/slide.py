@@ -43,6 +43,8 @@ class Slide(ABC):
         µm per pixel by the file's own metadata; None where it does not say.
     refused_mpp
         What the metadata say that cannot be, if anything, to be told where nothing else is known.
+    tag_mpp
+        By the resolution tag of a JPEG or PNG: what an editor may have left there, believed where nothing else is known.
     downsamples
         Of the pyramid's levels; the first is 1.
     level_sizes
@@ -54,6 +56,7 @@ class Slide(ABC):
     height: int
     mpp: Mpp | None
     refused_mpp: float | None = None
+    tag_mpp: Mpp | None = None
     downsamples: tuple[float, ...]
     level_sizes: tuple[tuple[int, int], ...]
 

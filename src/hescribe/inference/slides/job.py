@@ -101,7 +101,9 @@ class SlideJob:
         known = bool(options.patient) and bundle.knows_patient(options.patient)
         genes = trusted_genes(bundle, options.min_pcc, known_patient=known)
         slide = open_slide(path)
-        mpp = resolve_mpp(metadata=slide.mpp, option=options.mpp, refused=slide.refused_mpp, path=path)
+        mpp = resolve_mpp(
+            metadata=slide.mpp, option=options.mpp, tag=slide.tag_mpp, refused=slide.refused_mpp, path=path
+        )
         there = (read_finished(output) if output.exists() else None) or Work.beside(output).plan or {}
         earlier = Stamp(**there["stamp"]) if "stamp" in there else None
         try:
