@@ -29,3 +29,9 @@ def test_another_setting_is_another_bundle(part: str, name: str, value: object, 
     same = check_bundle(folder)
     config.write_text(json.dumps(told))
     assert check_bundle(folder) == same
+
+
+def test_who_may_read_a_bundle_may_read_all_of_it(tmp_path: Path) -> None:
+    """The weights were readable for their owner alone, so nobody else could predict with a bundle on a shared disk."""
+    folder = make_bundle("bleep").save(tmp_path / "bundle")
+    assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1

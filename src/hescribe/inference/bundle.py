@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ class Bundle:
             folder.mkdir()
             save_file(_tensors(self), folder / keys.BUNDLE_WEIGHTS)
             self.genes.rename_axis("gene").to_parquet(folder / keys.BUNDLE_GENES)
+            # safetensors writes for the owner alone
+            shutil.copymode(folder / keys.BUNDLE_GENES, folder / keys.BUNDLE_WEIGHTS)
             self.history.to_csv(folder / keys.BUNDLE_HISTORY, index=False)
             if self.reference is not None:
                 self.reference.save(folder / keys.BUNDLE_REFERENCE)
