@@ -175,6 +175,16 @@ def test_pitch_of_a_square_array_turned_mirrored_and_with_holes(
     assert found == pytest.approx(200 / pitch, rel=0.01)
 
 
+def test_a_square_array_in_a_folder_of_visium_has_no_pitch() -> None:
+    """ST written as Visium's files was read at a third of its scale, as if it were printed 100 µm apart in hexagons."""
+    grid = np.indices((9, 9)).reshape(2, -1).T.astype(np.float64)
+    obs = pd.DataFrame(grid, columns=["array_row", "array_col"], index=[str(i) for i in range(81)])
+    adata = ad.AnnData(sparse.csr_matrix((81, 1), dtype=np.float32), obs=obs)
+    adata.obsm["spatial"] = 290.0 * grid[:, ::-1]
+    assert spot_pitch(adata, "hexagonal") is None
+    assert spot_pitch(adata, "square") == pytest.approx(290.0)
+
+
 @pytest.mark.parametrize("off", [[[20, 5], [-9, 30], [8, 8]], [[2, 1], [0, 0], [0, -2]]], ids=["far", "near"])
 def test_pitch_of_a_hexagonal_array_with_spots_out_of_place(off: list[list[int]]) -> None:
     """Visium's columns go in steps of two, its rows are √3/2 of the pitch apart; three spots do not lie there."""

@@ -17,15 +17,19 @@ Lattice = Literal["square", "hexagonal"]
 
 _FEWEST_FOR_PARITY = 10  #: by chance, ten spots of a full square array are all of one colour once in 500 arrays
 _FEWEST_FOR_FIT = 6
+_STRETCH = (
+    1.3  #: of one direction against another, beyond which spots are printed otherwise (a square grid as Visium's: 1.7)
+)
 _SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
 
 
 def spot_pitch(adata: ad.AnnData, lattice: Lattice | None) -> Level0Px | None:
-    """Distance between neighbouring spots' centres, in full-resolution pixels; None for a single spot.
+    """Distance between neighbouring spots' centres, in full-resolution pixels; None where it cannot be told.
 
     Where the lattice is known and the spots have array positions, these are mapped to pixels by least squares over
     all spots: that does not mind missing spots, rounding, rotation or mirroring. Spots far from their place are left
-    out of a second fit. Otherwise it is the median distance to the nearest neighbour.
+    out of a second fit. Where the fit stretches the lattice, they were printed otherwise, and it is None. Where there
+    is nothing to fit, it is the median distance to the nearest neighbour.
 
     Parameters
     ----------
@@ -81,6 +85,9 @@ def _fitted_pitch(places: npt.NDArray[np.float64], centres: Centres) -> Level0Px
     kept = np.ones(len(places), dtype=bool)
     for _ in range(2):
         fit = np.linalg.lstsq(design[kept], centres[kept], rcond=None)[0]
+        widest, narrowest = np.linalg.svd(fit[:2], compute_uv=False)
+        if widest > _STRETCH * narrowest:
+            return None
         pitch = float(np.sqrt(abs(np.linalg.det(fit[:2]))))
         residual = np.linalg.norm(centres - design @ fit, axis=1)
         kept = residual <= max(5 * float(np.median(residual)), 0.1 * pitch)
