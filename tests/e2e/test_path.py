@@ -44,6 +44,17 @@ def test_bleep_learns_too(bleep: Fitted, sections: list[Section]) -> None:
     assert heg50(evaluate(bleep[0], sections[2:], seed=0)) > 0.2
 
 
+def test_a_bundle_may_be_given_by_its_folder(ridge: Fitted, sections: list[Section], tmp_path: Path) -> None:
+    """A path, and a section that is no list, ended in an AttributeError and a TypeError."""
+    bundle, folder = ridge
+    np.testing.assert_array_equal(predict(str(folder), sections[2]).X, predict(bundle, sections[2]).X)
+    assert heg50(evaluate(folder, sections[2])) == heg50(evaluate(bundle, sections[2:]))
+    (stored,) = predict_sections(folder, sections[2:], tmp_path)
+    assert read_prediction(stored).uns[keys.PROVENANCE]["bundle"] == bundle.hash
+    with pytest.raises(BundleError):
+        predict(tmp_path / "none", sections[2])
+
+
 def test_nothing_is_learned_from_shuffled_spots(sections: list[Section], tmp_path: Path) -> None:
     """The same pipeline on expression dealt out to spots at random: what it finds above is not an artefact."""
     shuffled = []

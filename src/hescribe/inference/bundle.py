@@ -222,8 +222,8 @@ def hash_files(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def load_bundle(path: str | Path) -> Bundle:
-    """Load a bundle.
+def load_bundle(path: str | Path | Bundle) -> Bundle:
+    """Load a bundle; one that is loaded is given back.
 
     Raises
     ------
@@ -232,6 +232,8 @@ def load_bundle(path: str | Path) -> Bundle:
     EncoderError
         The encoder's weights are not in the bundle and cannot be had.
     """
+    if isinstance(path, Bundle):
+        return path
     folder = Path(path)
     description = _read_config(folder)
     _check_files(folder, description["files"])

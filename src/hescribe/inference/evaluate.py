@@ -15,7 +15,7 @@ from hescribe.errors import HescribeWarning, InputError, LeakageError, OutputErr
 from hescribe.evaluation.scores import SectionScores, score_section
 from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.evaluation.tables import gene_table, method_table, section_table, write_table
-from hescribe.inference.bundle import Bundle
+from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.predict import predict
 from hescribe.io.expression import name_unit
 from hescribe.io.store import check_place, write_atomically
@@ -26,8 +26,8 @@ _TABLES = (".csv", ".md", ".genes.csv")  #: beside a report: per section, means,
 
 
 def evaluate(
-    bundle: Bundle,
-    sections: Sequence[Section],
+    bundle: Bundle | str | Path,
+    sections: Section | Sequence[Section],
     *,
     genes: Collection[str] | None = None,
     markers: Iterable[str] = (),
@@ -40,9 +40,9 @@ def evaluate(
     Parameters
     ----------
     bundle
-        A trained method.
+        A trained method, or its folder.
     sections
-        Sections with image and expression; others are left out.
+        One section or several with image and expression; others are left out.
     genes
         Score only these.
     markers
@@ -62,6 +62,7 @@ def evaluate(
     InputError
         No section has both image and expression.
     """
+    bundle, sections = load_bundle(bundle), [sections] if isinstance(sections, Section) else sections
     paired = [s for s in sections if is_paired(s)]
     if not paired:
         raise InputError("no section has both an image and expression to compare with")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hescribe import keys
 from hescribe.errors import HescribeWarning, InputError, OutputError
 from hescribe.evaluation.splits import patient_key
-from hescribe.inference.bundle import Bundle
+from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.predictors import Head, RetrievalHead
 from hescribe.io.expression import name_unit
 from hescribe.io.predictions.stored import store_of
@@ -34,14 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    bundle: Bundle, section: Section, *, device: str = "auto", use_cache: bool = True, picture: bool = True
+    bundle: Bundle | str | Path,
+    section: Section,
+    *,
+    device: str = "auto",
+    use_cache: bool = True,
+    picture: bool = True,
 ) -> ad.AnnData:
     """Predict at the measured spots of a section.
 
     Parameters
     ----------
     bundle, section, device
-        What predicts, what is predicted, and on which device.
+        What predicts (or its folder), what is predicted, and on which device.
     use_cache
         Take features from the disk where they are, and keep them there.
     picture
@@ -59,7 +64,7 @@ def predict(
         )
     if section.image is None:
         raise InputError(f"section {section.section_id!r} has no image to predict from", fix="fill the column 'image'")
-    tiles = section.tiles()
+    bundle, tiles = load_bundle(bundle), section.tiles()
     known = bundle.knows_patient(section.patient_id)
     predictor = bundle.predictor(device=device, use_cache=use_cache, patient=section.patient_id)
     described = predictor.describe(tiles)
@@ -119,7 +124,7 @@ def describe_origin(bundle: Bundle, *, slide: str, patient: str, image: Path | N
 
 
 def predict_sections(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     sections: Sequence[Section],
     output: str | Path,
     *,
@@ -134,7 +139,7 @@ def predict_sections(
     Parameters
     ----------
     bundle, sections, output, device
-        What predicts, what is predicted, where to, and on which device.
+        What predicts (or its folder), what is predicted, where to, and on which device.
     min_pcc
         Write only genes whose ``expected_pcc`` is at least this.
     dtype
@@ -160,7 +165,7 @@ def predict_sections(
     """
     if dtype not in ("float32", "float16"):
         raise InputError(f"{dtype!r} is none of float32, float16", path="--dtype")
-    bundle = bundle.with_views(views)
+    bundle = load_bundle(bundle).with_views(views)
     for what, there in (("an image", lambda s: s.image is not None), ("spots", lambda s: s.has_expression)):
         if missing := [s.section_id for s in sections if not there(s)]:
             logger.info(f"without {what}, left out: {', '.join(missing)}")

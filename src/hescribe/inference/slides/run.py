@@ -16,7 +16,7 @@ import torch
 
 from hescribe.encoders import resolve_device
 from hescribe.errors import HescribeError, InputError, OutputError, list_some
-from hescribe.inference.bundle import Bundle
+from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.slides.job import SlideJob
 from hescribe.inference.slides.plan import SlideOptions, alone
 from hescribe.inference.slides.prepared import PreparedEncoder
@@ -78,7 +78,7 @@ class Options(TypedDict, total=False):
 
 
 def predict_slide(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     path: str | Path,
     output: str | Path,
     *,
@@ -96,7 +96,7 @@ def predict_slide(
     Parameters
     ----------
     bundle
-        A trained method.
+        A trained method, or its folder.
     path
         The slide.
     output
@@ -120,7 +120,7 @@ def predict_slide(
         A prediction of another bundle, slide or other options is there or begun, another process is at it, or it
         cannot be written.
     """
-    settings = SlideOptions(**options)
+    settings, bundle = SlideOptions(**options), load_bundle(bundle)
     target, prepared = Path(output), encoder or PreparedEncoder(bundle.encoder)
     try:
         with alone(target), _one_thread_each():
@@ -143,7 +143,7 @@ def _explain(error: OSError) -> str:
 
 
 def predict_slides(
-    bundle: Bundle,
+    bundle: Bundle | str | Path,
     slides: Sequence[str | Path],
     output: str | Path,
     *,
@@ -182,6 +182,7 @@ def predict_slides(
     paths = find_slides(slides)
     written: list[Path] = []
     failed: list[Path] = []
+    bundle = load_bundle(bundle)
     encoder = PreparedEncoder(bundle.encoder)
     for path in paths:
         try:
