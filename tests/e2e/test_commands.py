@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -141,6 +143,20 @@ def test_an_encoder_file_of_another_architecture(cli: Cli, st: Path, tmp_path: P
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "w.safetensors")
     line = cli.refuses("train", st, "-o", tmp_path / "out", "--encoder", f"timm:test_vit@{tmp_path / 'w.safetensors'}")
     assert "another architecture" in line
+
+
+def test_a_torn_pyramid_is_our_line_alone(
+    cli: Cli, ridge: Fitted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The TIFF library's own report of a page beyond the end stood among the lines."""
+    slide = tmp_path / "torn.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    with tifffile.TiffWriter(slide) as tiff:
+        tiff.write(pixels, tile=(128, 128), subfiletype=0, resolution=(10_000, 10_000), resolutionunit="CENTIMETER")
+        tiff.write(pixels[::2, ::2], tile=(128, 128), subfiletype=1)
+    slide.write_bytes(slide.read_bytes()[:200_000])
+    assert "truncated" in cli.refuses("predict", ridge[1], slide, "-o", tmp_path / "p")
+    assert not [record for record in caplog.records if record.name == "tifffile"]
 
 
 def test_a_truncated_bundle(cli: Cli, ridge: Fitted, manifest: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def set_up_logging(*, debug: bool) -> None:
         # Hub clients report every retry; the one line that matters is our own error
         for name in ("huggingface_hub", "timm", "lightning.pytorch", "lightning.fabric", "httpx"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of a torn file, our own line says
     shown: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: object) -> None:
