@@ -35,3 +35,10 @@ def test_who_may_read_a_bundle_may_read_all_of_it(tmp_path: Path) -> None:
     """The weights were readable for their owner alone, so nobody else could predict with a bundle on a shared disk."""
     folder = make_bundle("bleep").save(tmp_path / "bundle")
     assert len({file.stat().st_mode for file in folder.rglob("*") if file.is_file()}) == 1
+
+
+def test_a_bundle_is_shown_on_one_line() -> None:
+    """A notebook that ended a cell with one was filled with tables and weights."""
+    bundle = make_bundle("bleep")
+    assert repr(bundle).startswith(f"Bundle(bleep on {bundle.encoder.name}, {len(bundle.genes)} genes, learned from ")
+    assert len(repr(bundle)) < 200

@@ -75,6 +75,10 @@ class Bundle:
     trust_known: Trust | None = None
     hash: str = ""
 
+    def __repr__(self) -> str:
+        learned = ", ".join(self.training_sections)
+        return f"Bundle({self.method} on {self.encoder.name}, {len(self.genes):,} genes, learned from {learned})"
+
     @property
     def training_sections(self) -> dict[str, str]:
         """Section id → patient id of everything the bundle was learned from."""
