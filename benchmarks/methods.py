@@ -74,6 +74,7 @@ METHODS = {
     },
     "carhe-clip": {"method": "carhe-clip", "inner_folds": 1},
     "fusion": {"method": "fusion"},
+    "fusion, more transcriptomes": {"method": "fusion"},
     "fusion, no retrieval": {"method": "fusion", "options": {"retrieval": False}},
     "fusion, tile alone": {"method": "fusion", "options": {"context": {"scales": [1.0], "spreads_um": []}}},
     "fusion, as deep as measured": {"method": "fusion", "options": {"shallow": 0}},

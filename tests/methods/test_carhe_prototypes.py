@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from hescribe.methods.axes import Centred, leading_axes
+from hescribe.methods.axes import Centred, beside, leading_axes
 from hescribe.methods.base import Origin, Shapes, Unpaired
 from hescribe.methods.carhe.model import Carhe, CarheConfig
 from hescribe.methods.carhe.prototypes import cluster, project_unpaired
