@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.optimize import nnls
 from torch import nn
 
-from hescribe.methods.base import Origin, Shapes
+from hescribe.methods.base import Origin, Shapes, Unpaired
 from hescribe.methods.baselines.ridge import mean_pcc
 from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion.model import Fusion, FusionConfig
@@ -274,6 +274,63 @@ def test_programs_for_new_patients_are_those_between_two_depths() -> None:
         return float(abs(program @ moved) / np.linalg.norm(moved))
 
     assert likeness(both) > likeness(deep)
+
+
+def test_spots_without_image_shape_the_programs_for_new_patients_alone() -> None:
+    features, counts = counted(0, depth=2_000)
+    expression = normalised(counts)
+    beside = np.vstack([counted(5, depth=1_500)[1], counted(6, depth=900)[1][:40]])
+    source = np.repeat([0, 1], [120, 40])
+    others = Unpaired(normalised(beside), source, np.ones((2, 200), bool))
+    # A source of half the genes has no say
+    lacking = Unpaired(
+        sparse.vstack([others.expression, normalised(beside[:9] * (np.arange(200) < 100))]).tocsr(),
+        np.append(source, np.full(9, 2)),
+        np.vstack([others.measured, np.arange(200) < 100]),
+    )
+    strength = Strength(programs=2, penalty=0.1)
+
+    def fit(unpaired: Unpaired | None) -> Fusion:
+        model = Fusion(nn.Identity(), Shapes(8, 0, 200), FusionConfig(one_patient=strength))
+        if unpaired is not None:
+            model.add_unpaired(unpaired)
+        model.solve(features, expression, Origin(SECTION, np.zeros_like(SECTION)))
+        return model.eval()
+
+    def between(matrix: sparse.csr_matrix, section: np.ndarray) -> np.ndarray:
+        dense = ((matrix + at_depth(matrix, section, 1000)) / 2).toarray()
+        return np.vstack([dense[section == s] - dense[section == s].mean(axis=0) for s in np.unique(section)])
+
+    alone, together = fit(None), fit(lacking)
+    own, more = between(expression, SECTION), between(others.expression, source)
+    weight = np.sqrt(min(1, (own**2).sum() / (more**2).sum()))
+    assert weight < 1
+    rows = np.linalg.svd(np.vstack([own, weight * more]), full_matrices=False)[2][:2]
+    found = together.get_buffer("programs_new")[:2].numpy()
+    np.testing.assert_allclose(np.abs((found * rows).sum(axis=1)), 1, atol=1e-5)
+    expected = solve_map(described(together, features), own @ found.T, strength)
+    np.testing.assert_allclose(together.get_buffer("map_new")[:, :2], expected, atol=1e-4)
+    for name, buffer in alone.named_buffers():
+        if name not in ("programs_new", "map_new"):
+            torch.testing.assert_close(buffer, together.get_buffer(name), rtol=0, atol=0, msg=name)
+
+
+def test_few_shallow_spots_predict_a_new_patient_better_with_others_beside_them() -> None:
+    features, counts = counted(0, depth=300)
+    origin = Origin(np.zeros(40, dtype=int), np.zeros(40, dtype=int))
+    others = Unpaired(normalised(counted(5, depth=2_000)[1]), SECTION, np.ones((4, 200), bool))
+    truth = normalised(counted(7, depth=20_000)[1]).toarray()
+    reached = []
+    for unpaired in (None, others):
+        model = Fusion(nn.Identity(), Shapes(8, 0, 200), FusionConfig(one_patient=Strength(programs=1, penalty=0.1)))
+        if unpaired is not None:
+            model.add_unpaired(unpaired)
+        model.solve(features[:40], normalised(counts[:40]), origin)
+        mine = model.predict_expression(torch.from_numpy(counted(7, depth=20_000)[0])).numpy()
+        moved = np.arange(200) % 3 == 0
+        # Of genes one program moves, only the sign of the loading counts
+        reached.append(np.mean(mean_pcc(mine[:, moved], truth[:, moved], np.zeros(120, dtype=int))))
+    assert reached[1] > reached[0] + 0.05
 
 
 @pytest.mark.parametrize("retrieval", [True, False])

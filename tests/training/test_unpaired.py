@@ -19,6 +19,8 @@ from hescribe.inference import Bundle, load_bundle, predict
 from hescribe.inference.evaluate import check_unseen
 from hescribe.io.expression import log_normalise
 from hescribe.io.manifest import ManifestRow
+from hescribe.methods.base import Unpaired
+from hescribe.methods.fusion.model import Fusion
 from hescribe.metrics.correlation import pearson_per_gene
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
@@ -207,3 +209,32 @@ def test_switched_off_nothing_is_used(
     kept = fitted([first, second], tmp_path / "kept", transfer=False)
     assert second.section_id in kept.training_sections
     assert list(kept.genes.index) == list(alone.genes.index)
+
+
+def test_fusion_learns_from_spots_of_patients_that_are_not_left_out(
+    cohort: tuple[list[Section], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HESCRIBE_CACHE", str(tmp_path / "cache"))
+    (first, cells_of_second, third), _ = cohort
+    spots = [
+        Section(ManifestRow(f"{p}-without", p, None, third.row.expression)) for p in (first.patient_id.upper(), "P9")
+    ]
+    seen: list[list[int]] = []
+    add = Fusion.add_unpaired
+
+    def watched(model: Fusion, unpaired: Unpaired) -> None:
+        seen.append([int((unpaired.source == s).sum()) for s in range(len(unpaired.measured))])
+        assert unpaired.expression.shape[1] == unpaired.measured.shape[1] == len(model.get_buffer("intercept"))
+        add(model, unpaired)
+
+    monkeypatch.setattr(Fusion, "add_unpaired", watched)
+    config = TrainConfig(method="fusion", encoder="stain", inner_folds=2, device="cpu")
+    bundle = train([first, third, cells_of_second, *spots], config, output=tmp_path / "bundle")
+    n = third.adata.n_obs
+    # Either patient left out in turn, then nobody: the cells, which lie nowhere, take no part
+    assert sorted(seen) == [[n], [n, n], [n, n]]
+    assert bundle.provenance["unpaired"] == [s.section_id for s in spots]
+    seen.clear()
+    off = config.model_copy(update={"options": {"unpaired": False}})
+    assert train([first, third, *spots], off, output=tmp_path / "off").provenance["unpaired"] == []
+    assert not seen
