@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from torch.utils.data import DataLoader
 
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.manifest import ManifestRow
 from hescribe.sections import Section
 from hescribe.training.inputs.augment import jitter_stain, random_symmetry, random_view
@@ -188,7 +188,10 @@ def test_other_panels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(choose_panel("hvg:3", nothing, none, genes, supported), supported)
     file = tmp_path / "genes.txt"
     file.write_text("# markers\nB\nnone such\n")
-    assert choose_panel(str(file), nothing, none, genes, supported).tolist() == [False, True, False]
+    with pytest.warns(
+        HescribeWarning, match="1 of 2 genes not measured in every training section, left out: none such"
+    ):
+        assert choose_panel(str(file), nothing, none, genes, supported).tolist() == [False, True, False]
     file.write_text("X\n")
     with pytest.raises(InputError, match="none of its 1 genes is measured"):
         choose_panel(str(file), nothing, none, genes, supported)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from hescribe import keys
-from hescribe.errors import InputError
+from hescribe.errors import HescribeWarning, InputError
 from hescribe.metrics.gene_sets import gene_moments, variance_within
 from hescribe.types import SparseExpression
 
@@ -110,6 +111,13 @@ def _from_file(path: Path, genes: pd.Index) -> npt.NDArray[np.bool_]:
             f"they have {', '.join(genes[:3])})",
             path=path,
             fix="one gene symbol a line, as in the sections",
+        )
+    if lacking := sorted(wanted - set(genes)):
+        told = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
+        warnings.warn(
+            f"{path}: {len(lacking)} of {len(wanted)} genes not measured in every training section, left out: {told}",
+            HescribeWarning,
+            stacklevel=2,
         )
     return chosen
 
