@@ -262,7 +262,9 @@ def test_programs_for_new_patients_are_those_between_two_depths() -> None:
     np.testing.assert_array_equal(deep.get_buffer("programs_new"), deep.get_buffer("known.all.programs"))
     np.testing.assert_array_equal(both.get_buffer("known.all.map"), deep.get_buffer("known.all.map"))
     # Below the limit nothing is thinned
-    np.testing.assert_allclose(fit(10**6).get_buffer("programs_new"), deep.get_buffer("programs_new"), atol=1e-6)
+    most = COUNTS[-1]  # no choice takes more
+    unthinned, plain = (model.get_buffer("programs_new")[:most] for model in (fit(10**6), deep))
+    np.testing.assert_allclose(unthinned, plain, atol=1e-6)
 
     # What the driving feature moves in another, shallower section is more like the program between two depths
     other, few = counted(1, depth=300)

@@ -36,6 +36,7 @@ from hescribe.methods.base import Count, Method, MethodConfig, Origin, Regressio
 from hescribe.methods.baselines.ridge import principal_axes
 from hescribe.methods.depth import at_depth
 from hescribe.methods.fusion.programs import (
+    COUNTS,
     MOST_PROGRAMS,
     Array,
     Choice,
@@ -252,7 +253,9 @@ class Fusion(RegressionModel):
         if others is not None:
             others = others._replace(expression=self._between(others.expression, others.source))
         own = self._between(spots.expression, origin.section)
-        between = centre_sections(own, origin.section, self.config.programs, others)
+        stated = [s.programs for s in (self.config.new, self.config.one_patient) if s != "auto"]
+        most = min(self.config.programs, max(COUNTS[-1], *stated))  # each costs time among many transcriptomes
+        between = centre_sections(own, origin.section, most, others)
         # Settings are judged by what was measured
         return between._replace(expression=spots.expression, sections=spots.sections)
 
