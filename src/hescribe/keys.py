@@ -44,7 +44,6 @@ NOVELTY = "novelty"  #: percentile of the tile's distance from the reference
 INTERVAL_SCALE = "interval_scale"  #: factor on the gene's interval for this tile
 IN_PANEL = "in_panel"  #: the gene is one of those the embedding was learned on
 TRANSFERRED = "transferred"  #: the gene was measured in transcriptomes without image alone
-HELD_OUT_SECTION = "held_out_section"
 
 # reference
 EMBEDDING = "embedding"  #: obsm: key embeddings

@@ -138,14 +138,14 @@ def volume(
     return Path(output) / PAGE
 
 
-def interesting_genes(stack: ad.AnnData, n: int = _SHOWN) -> list[str]:
+def interesting_genes(stack: ad.AnnData) -> list[str]:
     """Genes of largest variance; of a prediction, among the tenth with the highest expected correlation."""
     moments = gene_moments(stack.X)
     score = np.where(moments.detected >= 0.1, moments.variance, 0)
     if keys.EXPECTED_PCC in stack.var:
         expected = np.nan_to_num(stack.var[keys.EXPECTED_PCC].to_numpy(dtype=float), nan=-1.0)
         score = np.where(expected >= np.quantile(expected, 0.9), score, 0)
-    order = np.argsort(-score, kind="stable")[:n]
+    order = np.argsort(-score, kind="stable")[:_SHOWN]
     return [str(g) for g in stack.var_names[order]]
 
 

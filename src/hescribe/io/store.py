@@ -104,14 +104,14 @@ def write_atomically(path: str | Path, *, overwrite: bool = True, like: str = ""
         remove(temporary)
 
 
-def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True) -> None:
+def write_anndata(table: ad.AnnData, path: str | Path) -> None:
     """Write an AnnData as a Zarr store of format 3, under its name when complete."""
     import warnings
 
     import anndata as ad  # seconds to import; the command line needs only write_atomically
 
     with (
-        write_atomically(path, overwrite=overwrite, like="zarr.json") as temporary,
+        write_atomically(path, like="zarr.json") as temporary,
         ad.settings.override(zarr_write_format=3),
         warnings.catch_warnings(),
     ):
