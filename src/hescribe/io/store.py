@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from hescribe.errors import OutputError
 
 if TYPE_CHECKING:
     import anndata as ad
+
+_ABOUT_WRITING = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def without_secrets(source: str) -> str:
@@ -97,7 +101,7 @@ def write_atomically(path: str | Path, *, overwrite: bool = True, like: str = ""
         yield temporary
         publish(temporary, target)
     except OSError as error:
-        if error.errno is None or not _is_about_writing(error):
+        if error.errno not in _ABOUT_WRITING:
             raise
         raise OutputError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
     finally:
@@ -106,25 +110,19 @@ def write_atomically(path: str | Path, *, overwrite: bool = True, like: str = ""
 
 def write_anndata(table: ad.AnnData, path: str | Path) -> None:
     """Write an AnnData as a Zarr store of format 3, under its name when complete."""
-    import warnings
-
     import anndata as ad  # seconds to import; the command line needs only write_atomically
 
-    with (
-        write_atomically(path, like="zarr.json") as temporary,
-        ad.settings.override(zarr_write_format=3),
-        warnings.catch_warnings(),
-    ):
-        # Two announcements of zarr-python about its own coming defaults
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+    with write_atomically(path, like="zarr.json") as temporary, quietly(), ad.settings.override(zarr_write_format=3):
         table.write_zarr(temporary)
 
 
-def _is_about_writing(error: OSError) -> bool:
-    import errno
-
-    return error.errno in {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without two announcements of zarr-python about its own coming defaults."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        yield
 
 
 def publish(temporary: Path, target: Path) -> None:
