@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hescribe.errors import OutputError
@@ -140,3 +141,9 @@ def publish(temporary: Path, target: Path) -> None:
         remove(aside)
     else:
         os.replace(temporary, target)
+
+
+def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of a table as JSON has it: neither numpy's numbers nor NaN, which becomes null."""
+    plain = {str(k): v.item() if hasattr(v, "item") else v for k, v in row.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
