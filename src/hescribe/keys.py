@@ -6,6 +6,7 @@ SCHEMA_VERSION = 1  #: of predictions and bundles; raised when a reader must kno
 
 # AnnData of a section or a prediction
 SPATIAL = "spatial"  #: obsm: (n, 2) x, y in full-resolution pixels; uns: scanpy's library dict
+SPATIAL_3D = "spatial_3d"  #: obsm of a stack: (n, 3) x, y, z in µm, common coordinates
 PROVENANCE = "hescribe"  #: uns: where the data came from
 CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions, spots × types
 SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
