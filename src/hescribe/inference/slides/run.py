@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -109,10 +108,11 @@ def predict_slide(
     target, prepared = Path(output), encoder or PreparedEncoder(bundle.encoder)
     try:
         with alone(target), _one_thread_each():
+            devices = resolve_devices(device)
             job = SlideJob.prepare(
-                bundle, Path(path), target, settings, devices=resolve_devices(device), encoder=prepared
+                bundle, Path(path), target, settings, devices=devices, encoder=prepared, source=source
             )
-            return replace(job, source=source).run(overwrite=overwrite)
+            return job.run(overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{target}: could not be written: {_explain(error)}") from error
 
