@@ -99,3 +99,9 @@ def list_some(names: Iterable[object]) -> str:
     cut = [n if len(n) <= _LONGEST_NAME else f"{n[:half]}…{n[-half:]}" for n in shown[:_MOST_NAMES]]
     more = [f"… {len(shown):,} in all"] if len(shown) > _MOST_NAMES else []
     return ", ".join(cut + more) or "none"
+
+
+def check_choice(value: object, allowed: tuple[object, ...], option: str) -> None:
+    """InputError where the value of an option is none of those that there are."""
+    if value not in allowed:
+        raise InputError(f"{value!r} is none of {', '.join(map(str, allowed))}", path=option)

@@ -6,6 +6,7 @@ SCHEMA_VERSION = 1  #: of predictions and bundles; raised when a reader must kno
 
 # AnnData of a section or a prediction
 SPATIAL = "spatial"  #: obsm: (n, 2) x, y in full-resolution pixels; uns: scanpy's library dict
+SPATIAL_3D = "spatial_3d"  #: obsm of a stack: (n, 3) x, y, z in µm, common coordinates
 PROVENANCE = "hescribe"  #: uns: where the data came from
 CELL_TYPES = "cell_types"  #: obsm: DataFrame of proportions, spots × types
 SCGPT = "X_scGPT"  #: obsm: precomputed scGPT embedding, where the user has it
@@ -44,7 +45,6 @@ NOVELTY = "novelty"  #: percentile of the tile's distance from the reference
 INTERVAL_SCALE = "interval_scale"  #: factor on the gene's interval for this tile
 IN_PANEL = "in_panel"  #: the gene is one of those the embedding was learned on
 TRANSFERRED = "transferred"  #: the gene was measured in transcriptomes without image alone
-HELD_OUT_SECTION = "held_out_section"
 
 # reference
 EMBEDDING = "embedding"  #: obsm: key embeddings

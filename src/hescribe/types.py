@@ -7,7 +7,7 @@ Shapes are written as comments in array aliases: ``n`` tiles or spots, ``g`` gen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ PLAUSIBLE_MPP = (0.05, 10.0)  #: µm per pixel of a microscope; outside, a resol
 POSSIBLE_MPP = (0.02, 50.0)  #: what a manifest or spots may say: they may be of a picture of a few hundred pixels
 TilePx: TypeAlias = int  #: side of a tile as given to an encoder, pixels
 Views: TypeAlias = Literal[1, 4, 8]  #: symmetries of a tile that its features are averaged over
-VIEWS: tuple[Views, ...] = get_args(Views)
+Dtype: TypeAlias = Literal["float32", "float16"]  #: of a prediction's ``X``
 
 TileArray: TypeAlias = npt.NDArray[np.uint8]  #: (n, side, side, 3) RGB
 Centres: TypeAlias = npt.NDArray[np.float64]  #: (n, 2) x, y in full-resolution pixels

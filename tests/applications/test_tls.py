@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -14,7 +13,6 @@ import yaml
 from PIL import Image
 from shapely.geometry import Point, box, shape
 
-from hescribe.cli.main import run
 from hescribe.downstream.tls.call import tls
 from hescribe.downstream.tls.scores import tls_gene_sets
 from hescribe.errors import InputError
@@ -22,19 +20,6 @@ from hescribe.io.store import write_anndata
 
 FEW = ("--permutations", "99")
 SIGNATURE = tls_gene_sets()["signature"]
-
-
-def hescribe(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-        run()
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch):
-    return lambda *arguments: hescribe(capsys, monkeypatch, *arguments)
 
 
 def prediction(*, planted: bool = True, name: str = "P1", trusted: float = 0.5) -> ad.AnnData:
@@ -157,20 +142,15 @@ def test_a_gene_named_as_markup_stays_text(tmp_path, cli):
 def test_nonsense_is_one_line(tmp_path, cli, change, options, said):
     adata = prediction()
     adata.uns["hescribe"] |= change
-    code, _, err = cli("tls", store(tmp_path, adata), "-o", tmp_path / "out", *options)
-    assert code == 2
-    errors = [line for line in err.splitlines() if line.startswith("hescribe: error: ")]
-    assert len(errors) == 1
-    assert said in errors[0]
+    assert said in cli.refuses("tls", store(tmp_path, adata), "-o", tmp_path / "out", *options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["P1.zarr"]
 
 
 def test_data_without_a_gene_of_the_score_are_refused(tmp_path, cli):
     adata = prediction()
     adata.var_names = [f"ENSX{i}" for i in range(adata.n_vars)]
-    code, _, err = cli("tls", store(tmp_path, adata), "-o", tmp_path / "out")
-    assert code == 2
-    assert "no gene of the set 'signature'" in err
+    error = cli.refuses("tls", store(tmp_path, adata), "-o", tmp_path / "out")
+    assert "no gene of the set 'signature'" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -178,9 +158,7 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, cli):
     path = store(tmp_path, prediction())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    code, _, err = cli("tls", path, "-o", tmp_path / "out", *FEW)
-    assert code == 2
-    assert "--overwrite" in err
+    assert "--overwrite" in cli.refuses("tls", path, "-o", tmp_path / "out", *FEW)
     assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
 
 

@@ -9,22 +9,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import pytest
-
-from hescribe.cli.main import run
+from tests.conftest import Cli
 from tests.report.viewer.conftest import make
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        run()
-    return int(end.value.code or 0)
-
-
-def test_mistakes_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, cli: Cli) -> None:
     path = make(tmp_path / "p")
     (tmp_path / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as busy:
@@ -40,19 +29,15 @@ def test_mistakes_are_one_line(
             (["export", tmp_path / "none.zarr", "--spatialdata", tmp_path / "s.zarr"], "no such prediction"),
             (["export", path], "--spatialdata"),
         ):
-            assert call(monkeypatch, *arguments, *(["--no-browser"] if arguments[0] == "view" else [])) == 2
-            said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hescribe: error: ")]
-            assert len(said) == 1
-            assert message in said[0]
+            assert message in cli.refuses(*arguments, *(["--no-browser"] if arguments[0] == "view" else []))
 
 
-def test_export_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_says_where(tmp_path: Path, cli: Cli) -> None:
     given = ["export", make(tmp_path / "p"), "--spatialdata", tmp_path / "s.zarr"]
-    assert call(monkeypatch, *given) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "s.zarr")
-    assert call(monkeypatch, *given) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert call(monkeypatch, *given, "--overwrite") == 0
+    code, out, _ = cli(*given)
+    assert (code, out.strip()) == (0, str(tmp_path / "s.zarr"))
+    assert "--overwrite" in cli.refuses(*given)
+    assert cli(*given, "--overwrite")[0] == 0
 
 
 def test_the_viewer_serves_until_interrupted(tmp_path: Path) -> None:

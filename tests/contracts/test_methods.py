@@ -51,22 +51,25 @@ def built(method: Method, seed: int = 0) -> nn.Module:
     return method.build(nn.Identity(), Shapes(width(method), PANEL, G), settings(method))
 
 
-def targets(model: nn.Module, expression: sparse.csr_matrix) -> np.ndarray:
-    """An embedding is learned on the panel, a regression on all genes."""
-    return expression.toarray()[:, : PANEL if isinstance(model, JointModel) else G]
-
-
-def fitted(method: Method, seed: int = 0) -> nn.Module:
+def to_train(method: Method) -> tuple[nn.Module, Batch]:
+    """A model before its first step, and all there is to learn as one batch."""
     features, expression, origin = data(method)
-    model = built(method, seed)
+    model = built(method)
     if isinstance(model, ClosedForm):
-        model.solve(features, expression, origin)
-        return model.eval()
-    batch = Batch(
-        torch.from_numpy(features), torch.from_numpy(targets(model, expression)), torch.from_numpy(origin.section)
-    )
+        pytest.skip("solved, not trained")
     if isinstance(model, LearnsPrototypes):
         model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
+    # An embedding is learned on the panel, a regression on all genes
+    values = expression.toarray()[:, : PANEL if isinstance(model, JointModel) else G]
+    return model, Batch(torch.from_numpy(features), torch.from_numpy(values), torch.from_numpy(origin.section))
+
+
+def fitted(method: Method) -> nn.Module:
+    model = built(method)
+    if isinstance(model, ClosedForm):
+        model.solve(*data(method))
+        return model.eval()
+    model, batch = to_train(method)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(30):
         optimiser.zero_grad()
@@ -108,15 +111,7 @@ def test_it_is_of_one_kind(method: Method) -> None:
 
 
 def test_losses_fall(method: Method) -> None:
-    model = built(method)
-    if isinstance(model, ClosedForm):
-        pytest.skip("solved, not trained")
-    features, expression, origin = data(method)
-    batch = Batch(
-        torch.from_numpy(features), torch.from_numpy(targets(model, expression)), torch.from_numpy(origin.section)
-    )
-    if isinstance(model, LearnsPrototypes):
-        model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
+    model, batch = to_train(method)
     before = {k: float(v.detach()) for k, v in model.eval().losses(batch).items()}
     after = {k: float(v.detach()) for k, v in fitted(method).losses(batch).items()}
     assert sum(after.values()) < sum(before.values())
@@ -151,15 +146,8 @@ def test_rows_do_not_depend_on_their_neighbours_in_a_batch(method: Method) -> No
         torch.testing.assert_close(f(x)[:7], f(x[:7]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_every_weight_takes_part_in_every_step(method: Method) -> None:
     """Several processes that train together would wait for the gradient of one that does not."""
-    features, expression, origin = data(method)
-    model = built(method).train()
-    if isinstance(model, ClosedForm):
-        return
-    if isinstance(model, LearnsPrototypes):
-        model.learn_prototypes(expression[:, :PANEL], origin, seed=0)
-    values = torch.from_numpy(targets(model, expression))
-    sum(model.losses(Batch(torch.from_numpy(features), values, torch.from_numpy(origin.section))).values()).backward()
+    model, batch = to_train(method)
+    sum(model.train().losses(batch).values()).backward()
     assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hescribe.cli.main import run
 from hescribe.datasets import fetch
 from hescribe.datasets.recipes import find_recipe, list_recipes, prepare, published_figures
 from hescribe.datasets.recipes.prepare import NEED_SLIDES
@@ -21,6 +20,7 @@ from hescribe.datasets.registry import DATASETS
 from hescribe.errors import InputError, OutputError
 from hescribe.methods import METHODS
 from hescribe.sections import Section, read_sections
+from tests.conftest import Cli
 from tests.datasets import standins
 from tests.datasets.test_fetch import sha256
 from tests.test_sections import SHARED, real
@@ -268,47 +268,34 @@ def test_of_two_copies_the_one_that_lies_less_deep(tmp_path: Path) -> None:
         prepare("hest-skcm", tmp_path, tmp_path / "out")
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object, code: int = 0) -> None:
-    monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        run()
-    assert (end.value.code or 0) == code
-
-
-def test_a_mistake_on_the_command_line_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "empty").mkdir()
-    command(monkeypatch, "datasets", "prepare", "hest-skcm", tmp_path / "empty", "-o", tmp_path / "out", code=2)
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("hescribe: error: ")
+    error = cli.refuses("datasets", "prepare", "hest-skcm", tmp_path / "empty", "-o", tmp_path / "out")
     assert "expression, image of TENX115, TENX117" in error
-    assert "\n" not in error
     assert not (tmp_path / "out").exists()
 
 
-def test_from_download_to_a_judged_prediction(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_from_download_to_a_judged_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     """As a user types it: prepare, train on one section, evaluate on another patient's, benchmark by the config."""
     monkeypatch.setenv("HESCRIBE_CACHE", str(tmp_path / "cache"))
     standins.write_hest(tmp_path / "hest", ids("hest-skcm"), bench="SKCM")
     data = tmp_path / "data"
-    command(monkeypatch, "datasets", "prepare", "hest-skcm", tmp_path / "hest", "-o", data)
-    out = capsys.readouterr().out
+    code, out, err = cli("datasets", "prepare", "hest-skcm", tmp_path / "hest", "-o", data)
+    assert code == 0, err
     assert f"hescribe benchmark {data}/sections.csv --config {data}/benchmark.toml" in out
     train = ["train", data, "-o", tmp_path / "bundle", "--method", "ridge", "--encoder", "stain", "--device", "cpu"]
-    command(monkeypatch, *train, "--genes", data / "genes.txt", "--without", "TENX117")
+    assert cli(*train, "--genes", data / "genes.txt", "--without", "TENX117")[0] == 0
     judge = ["evaluate", tmp_path / "bundle", "--sections", data, "--only", "TENX117", "-o", tmp_path / "metrics.json"]
-    command(monkeypatch, *judge, "--markers", "DARK,LIGHT")
+    assert cli(*judge, "--markers", "DARK,LIGHT")[0] == 0
     scores = json.loads((tmp_path / "metrics.json").read_text())["sections"][0]
     assert scores["sets"]["marker"]["pcc"] > 0.8
     assert scores["sets"]["panel"]["n_genes"] == 10
     config = data / "benchmark.toml"
-    command(
-        monkeypatch, "benchmark", data, "--config", config, "-o", tmp_path / "results",
+    code, _, _ = cli(
+        "benchmark", data, "--config", config, "-o", tmp_path / "results",
         "--methods", "mean,ridge-hest", "--encoder", "stain", "--device", "cpu",
     )  # fmt: skip
+    assert code == 0
     table = pd.read_csv(tmp_path / "results" / "methods.csv").set_index(["method", "set"])
     assert table.loc[("ridge-hest", "panel"), "n_sections"] == 2
     assert table.loc[("ridge-hest", "panel"), "pcc"] > table.loc[("mean", "panel"), "pcc"] + 0.1
@@ -321,7 +308,7 @@ def test_from_download_to_a_judged_prediction(
     assert not (tmp_path / "results" / "published.csv").exists()
 
 
-def test_the_list_names_every_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command(monkeypatch, "datasets", "list")
-    out = capsys.readouterr().out
+def test_the_list_names_every_recipe(cli: Cli) -> None:
+    code, out, _ = cli("datasets", "list")
+    assert code == 0
     assert all(recipe.name in out for recipe in list_recipes())

@@ -1,8 +1,7 @@
-"""One small synthetic data set and one bundle of each kind, made once for all end-to-end tests; the command line."""
+"""One small synthetic data set and one bundle of each kind, made once for all end-to-end tests."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hescribe.cli.main import run
 from hescribe.datasets.synthetic import make_synthetic
 from hescribe.inference import Bundle
 from hescribe.sections import Section, read_sections
@@ -50,34 +48,6 @@ def ridge(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> 
 def bleep(sections: list[Section], tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Path]:
     path = tmp_path_factory.mktemp("bleep") / "bundle"
     return train(sections[:2], settings("bleep", epochs=30), output=path), path
-
-
-class Cli:
-    """Runs the command line in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys, self._monkeypatch = capsys, monkeypatch
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self._monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-            run()
-        out, err = self._capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    def refuses(self, *arguments: object) -> str:
-        """The one line a mistake gives."""
-        code, _, err = self(*arguments)
-        assert code == 2, err
-        errors = [line for line in err.splitlines() if line.startswith("hescribe: error: ")]
-        assert len(errors) == 1, err
-        assert "Traceback" not in err
-        return errors[0]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(capsys, monkeypatch)
 
 
 @pytest.fixture

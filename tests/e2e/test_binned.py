@@ -11,7 +11,7 @@ import pytest
 
 from hescribe.inference import read_prediction
 from hescribe.sections import read_sections
-from tests.e2e.conftest import Cli
+from tests.conftest import Cli
 from tests.io.tenx_files import Matrix, Numbers, write_alignment, write_bins, write_xenium
 
 SIDE = 800  #: µm, and pixels of the image

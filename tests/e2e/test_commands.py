@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from hescribe.encoders import load_encoder
 from hescribe.inference import Bundle, read_prediction
 from hescribe.report.viewer import view
-from tests.e2e.conftest import Cli
+from tests.conftest import Cli
 
 Fitted = tuple[Bundle, Path]
 

@@ -15,7 +15,7 @@ from hescribe.inference.present import report_predictions
 from hescribe.methods import METHODS
 from hescribe.sections import Section, read_sections
 from hescribe.training import TrainConfig, train
-from tests.e2e.conftest import Cli
+from tests.conftest import Cli
 
 Fitted = tuple[Bundle, Path]
 TRAINED = [name for name, method in METHODS.items() if "optimisation" in method.config.model_fields]

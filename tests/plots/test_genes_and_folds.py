@@ -95,7 +95,7 @@ def test_without_measurement_the_expected_correlations_are_shown() -> None:
     with pytest.raises(InputError, match="no gene has a correlation"):
         plots.pcc_distribution(table.assign(expected_pcc=np.nan))
     with pytest.raises(InputError, match="no gene has a correlation"):
-        plots.pcc_distribution(pd.DataFrame(index=["G1"]))
+        plots.pcc_distribution(table.drop(columns="expected_pcc"))
 
 
 def history() -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -13,10 +12,10 @@ import pytest
 
 from hescribe import keys
 from hescribe.applications.survival import SurvivalSettings, read_slides
-from hescribe.cli.main import run
 from hescribe.downstream.gene_sets import marker_sets
 from hescribe.errors import InputError
 from hescribe.io.store import write_anndata
+from tests.conftest import Cli
 
 N = 40
 
@@ -72,24 +71,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def hescribe(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-        patch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-        run()
-    return int(end.value.code or 0)
-
-
-def test_the_command_writes_a_result(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_result(study: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "out"
-    code = hescribe(
+    code, printed, err = cli(
         "survival", study / "predictions", "--clinical", study / "clinical.csv", "-o", out, "--covariates", "age",
         "--horizon", 24, "--folds", 3, "--resamples", 20,
     )  # fmt: skip
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    assert printed.out.strip() == str(out / "index.html")
+    assert code == 0, err
+    assert printed.strip() == str(out / "index.html")
     first = next(iter(marker_sets("lung")))
-    assert f"expected correlation is below 0.1: {marker_sets('lung')[first][0]}\n" in printed.err
+    assert f"expected correlation is below 0.1: {marker_sets('lung')[first][0]}\n" in err
     features = pd.read_csv(out / "features.csv", index_col=0)
     assert len(features) == N
     assert {f"mean:{first}", "fraction:immune", "next:immune|tumour", "tls:fraction"} <= set(features)
@@ -112,7 +103,7 @@ def test_the_command_writes_a_result(study: Path, tmp_path: Path, capsys: pytest
     assert "mostly noise" in page
     assert "drawn while at least 5 of its patients are at risk" in page
     lacking = "1 patient without a value; the training patients' mean is taken"
-    assert f"warning: age: {lacking}\n" in printed.err
+    assert f"warning: age: {lacking}\n" in err
     assert f"age: {lacking}." in html.unescape(page)
     assert "horizon: 24" in (tmp_path / "out.config.yaml").read_text()
 
@@ -128,41 +119,28 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("options", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes_are_one_line(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    out = tmp_path / "out"
-    code = hescribe("survival", study / "predictions", "--clinical", study / "clinical.csv", "-o", out, *options)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hescribe: error: ")]
-    assert code == 2
-    assert len(errors) == 1
-    assert message in errors[0]
+def test_mistakes_are_one_line(study: Path, tmp_path: Path, cli: Cli, options: list[str], message: str) -> None:
+    given = ("--clinical", study / "clinical.csv", "-o", tmp_path / "out")
+    assert message in cli.refuses("survival", study / "predictions", *given, *options)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_replaced_only_when_asked(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_there_is_replaced_only_when_asked(study: Path, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    code = hescribe("survival", study / "predictions", "--clinical", study / "clinical.csv", "-o", tmp_path)
-    assert code == 2
-    assert "--overwrite" in capsys.readouterr().err
+    given = ("--clinical", study / "clinical.csv", "-o", tmp_path)
+    assert "--overwrite" in cli.refuses("survival", study / "predictions", *given)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_patients_without_slides_are_refused_or_left_out(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_patients_without_slides_are_refused_or_left_out(study: Path, tmp_path: Path, cli: Cli) -> None:
     table = pd.read_csv(study / "clinical.csv")
     extra = pd.concat([table, table.iloc[:1].assign(patient_id="Q")])
     extra.to_csv(tmp_path / "clinical.csv", index=False)
     call = ["survival", study / "predictions", "--clinical", tmp_path / "clinical.csv", "-o", tmp_path / "out"]
-    assert hescribe(*call) == 2
-    assert "1 patient has no slide, such as 'Q'" in capsys.readouterr().err
+    assert "1 patient has no slide, such as 'Q'" in cli.refuses(*call)
     slides = tmp_path / "slides.csv"
     slides.write_text("slide_id,patient_id\nS1A,P1\n")
-    assert hescribe(*call, "--slides", slides) == 2
-    assert "is not in the table of slides" in capsys.readouterr().err
+    assert "is not in the table of slides" in cli.refuses(*call, "--slides", slides)
 
 
 def test_regions_and_structures_are_found_where_they_are_not(study: Path) -> None:

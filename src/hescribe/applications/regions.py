@@ -20,7 +20,7 @@ from hescribe.io.pitch import distance_between
 from hescribe.io.store import write_anndata, write_atomically
 from hescribe.plots.regions import region_colours
 from hescribe.plots.style import EXPRESSION_COLOURS
-from hescribe.report.tools import FIGURES, PAGE, Chapter, Plate, write_tool_page
+from hescribe.report.tools import PAGE, Chapter, Plate, write_tool_page
 from hescribe.version import __version__
 
 _NOTE = (
@@ -81,7 +81,6 @@ def find_regions(
     failed: dict[str, InputError] = {}
     with write_atomically(target, overwrite=overwrite, like=PAGE) as folder:
         folder.mkdir()
-        (folder / FIGURES).mkdir()
         chapters, rows = [], []
         for given in read_given(path, sections=sections):
             with warnings.catch_warnings(record=True) as caught:

@@ -15,7 +15,14 @@ from tqdm.auto import tqdm
 
 from hescribe import keys
 from hescribe.applications.survival_page import write_page
-from hescribe.downstream.gene_sets import MIN_PCC, marker_sets, match_genes, score_gene_sets, untrusted_genes
+from hescribe.downstream.gene_sets import (
+    MIN_PCC,
+    marker_sets,
+    match_genes,
+    present_sets,
+    score_gene_sets,
+    untrusted_genes,
+)
 from hescribe.downstream.regions import UNCLEAR, regions
 from hescribe.downstream.tls.call import TLSSettings, tls
 from hescribe.downstream.tls.scores import tls_gene_sets
@@ -34,7 +41,9 @@ from hescribe.survival.clinical import (
     tcga_patient,
 )
 from hescribe.survival.clinical import check_clinical as checked
+from hescribe.survival.crossval import FittedAttention, FittedCox
 from hescribe.survival.features import TILES, gene_effects, patient_features, slide_features, tile_contributions
+from hescribe.survival.models.attention import Bags
 from hescribe.survival.outcome import BOTH, IMAGE, MODELS, SurvivalResult, survival
 
 LYMPHOID = "lymphoid structures"  #: name of the score by the 22 genes that speak for them
@@ -273,22 +282,15 @@ def read_slides(owner: Mapping[Path, str], settings: SurvivalSettings) -> Slides
 
 
 def usable_sets(adata: ad.AnnData, tissue: str) -> dict[str, list[str]]:
-    """Marker sets of the tissue and the genes of lymphoid structures, as far as the predictions have their genes.
+    """Marker sets of the tissue and the genes of lymphoid structures, those that the predictions have, by their names.
 
     Raises
     ------
     InputError
         They have none of any, or the tissue is unknown.
     """
-    wanted = {**marker_sets(tissue), LYMPHOID: tls_gene_sets()["signature"]}
-    names = adata.var_names.to_numpy(dtype=str)
-    there = {name: [str(g) for g in names[match_genes(adata, list(genes))]] for name, genes in wanted.items()}
-    usable = {name: genes for name, genes in there.items() if genes}
-    if not usable:
-        raise InputError(f"the predictions have no marker gene of {tissue!r} (they have {', '.join(names[:3])}, …)")
-    if missing := [name for name in there if name not in usable]:
-        warnings.warn(f"no gene is predicted of: {', '.join(missing)}", HescribeWarning, stacklevel=2)
-    return usable
+    there = present_sets(adata, {**marker_sets(tissue), LYMPHOID: tls_gene_sets()["signature"]})
+    return {name: [str(g) for g in adata.var_names[match_genes(adata, genes)]] for name, genes in there.items()}
 
 
 def describe(
@@ -341,8 +343,9 @@ def _bags(found: Slides) -> dict[str, npt.NDArray[np.float32]]:
 def _per_unit(result: SurvivalResult) -> tuple[pd.Series, dict[str, float]] | None:
     """Effects for one unit, and the mean patient, of the richest model on features."""
     for name in (BOTH, IMAGE):
-        model = getattr(result.final.get(name), "model", None)
-        if model is not None and hasattr(model, "per_unit"):
+        fitted = result.final.get(name)
+        if isinstance(fitted, FittedCox):
+            model = fitted.model
             return model.per_unit, dict(zip(model.names, model.scaling.mean, strict=True))
     return None
 
@@ -376,13 +379,10 @@ def _tile_values(
     effects = _per_unit(result)
     if effects is not None:
         return tile_contributions(effects[0], scores, adata.obs.get(keys.REGION), reference=effects[1])
-    from hescribe.survival.models.attention import AttentionModel, Bags
-
-    model = getattr(result.final[name], "model", None)
-    if not isinstance(model, AttentionModel):
-        return np.zeros(adata.n_obs)
-    known = np.zeros((1, len(model.covariates.mean)))
-    return model.attention(Bags([scores.to_numpy(dtype=np.float32)], known))[0].astype(np.float64) * adata.n_obs
+    fitted = result.final[name]
+    assert isinstance(fitted, FittedAttention)  # noqa: S101 - what is no Cox model
+    slide = Bags([scores.to_numpy(dtype=np.float32)], np.zeros((1, len(fitted.model.covariates.mean))))
+    return fitted.model.attention(slide)[0].astype(np.float64) * adata.n_obs
 
 
 def _write_tables(folder: Path, features: pd.DataFrame, result: SurvivalResult, genes: pd.DataFrame) -> None:

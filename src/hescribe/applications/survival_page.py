@@ -15,7 +15,7 @@ from hescribe.plots.style import EXPRESSION_COLOURS
 from hescribe.plots.survival import ENOUGH_AT_RISK, auc_over_time, calibration, hazard_ratios, kaplan_meier
 from hescribe.report.tools import Chapter, Plate, write_tool_page
 from hescribe.survival.clinical import describe_missing
-from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, auc_name
+from hescribe.survival.judge import C_INDEX, HAZARD, IBS, IBS_NONE, LOGRANK, MEAN_AUC, RATIO, SLOPE, auc_name
 from hescribe.survival.outcome import BOTH, IMAGE, SurvivalResult
 from hescribe.version import __version__
 
@@ -144,7 +144,7 @@ def _risk_groups(result: SurvivalResult, main: str, unit: str) -> Chapter:
 
 
 def _discrimination(result: SurvivalResult, unit: str) -> Chapter:
-    rows = result.scores[result.scores["metric"].isin([C_INDEX, auc_name(result.horizon), "mean AUC", IBS, IBS_NONE])]
+    rows = result.scores[result.scores["metric"].isin([C_INDEX, auc_name(result.horizon), MEAN_AUC, IBS, IBS_NONE])]
     plate = Plate(
         auc_over_time(result.auc, unit=unit, horizon=result.horizon),
         "auc",
@@ -164,7 +164,7 @@ def _discrimination(result: SurvivalResult, unit: str) -> Chapter:
 
 def _calibration(result: SurvivalResult, unit: str) -> Chapter:
     figure = calibration(result.calibration, when=f"at {result.horizon:.3g} {unit}")
-    rows = result.scores[result.scores["metric"].str.startswith(("calibration", "observed"))].reset_index(drop=True)
+    rows = result.scores[result.scores["metric"].isin([SLOPE, RATIO])].reset_index(drop=True)
     text = (
         "Points on the diagonal: as many stay free of the event as were predicted. A slope below 1: risks too extreme.",
     )

@@ -24,7 +24,7 @@ from hescribe.downstream.volume.write import write_ome_zarr, write_vti
 from hescribe.errors import InputError
 from hescribe.inference.predict import read_prediction
 from hescribe.inference.present import find_predictions
-from hescribe.io.store import check_free, write_anndata, write_atomically
+from hescribe.io.store import check_free, plain_row, write_anndata, write_atomically
 from hescribe.metrics.gene_sets import gene_moments
 from hescribe.plots.maps import unit_of
 from hescribe.plots.style import EXPRESSION_COLOURS
@@ -139,14 +139,14 @@ def volume(
     return Path(output) / PAGE
 
 
-def interesting_genes(stack: ad.AnnData, n: int = _SHOWN) -> list[str]:
+def interesting_genes(stack: ad.AnnData) -> list[str]:
     """Genes of largest variance; of a prediction, among the tenth with the highest expected correlation."""
     moments = gene_moments(stack.X)
     score = np.where(moments.detected >= 0.1, moments.variance, 0)
     if keys.EXPECTED_PCC in stack.var:
         expected = np.nan_to_num(stack.var[keys.EXPECTED_PCC].to_numpy(dtype=float), nan=-1.0)
         score = np.where(expected >= np.quantile(expected, 0.9), score, 0)
-    order = np.argsort(-score, kind="stable")[:n]
+    order = np.argsort(-score, kind="stable")[:_SHOWN]
     return [str(g) for g in stack.var_names[order]]
 
 
@@ -185,7 +185,7 @@ def _write(made: _Made, folder: Path, provenance: Mapping[str, Any]) -> None:
     save_placements(
         made.registration.placements,
         folder / "transforms.json",
-        about={"reference": made.registration.reference, "pairs": [_plain(r) for r in pairs.to_dict("records")]},
+        about={"reference": made.registration.reference, "pairs": [plain_row(r) for r in pairs.to_dict("records")]},
     )
     write_anndata(made.stack, folder / "stack.zarr")
     write_ome_zarr(made.volume, folder / "volume.ome.zarr")
@@ -207,12 +207,6 @@ def _write(made: _Made, folder: Path, provenance: Mapping[str, Any]) -> None:
         script=view_script(),
         data=view_data(made.stack, genes, {n: _outline(made, n) for n in made.planes}),
     )
-
-
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    """JSON knows neither numpy's numbers nor NaN."""
-    out = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
-    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in out.items()}
 
 
 def _cautions(pairs: pd.DataFrame) -> list[str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import shapely
-from scipy.spatial import Voronoi, cKDTree
+from scipy.spatial import Voronoi
 from shapely.geometry.base import BaseGeometry
 
 from hescribe.errors import InputError
@@ -19,11 +18,6 @@ from hescribe.io.store import write_atomically
 from hescribe.types import Centres
 
 _REACH = 0.75  #: pitches from a spot's centre that its cell may reach, where no neighbour stands
-
-
-def neighbour_pairs(centres: Centres, *, reach: float = 1.5) -> npt.NDArray[np.intp]:
-    """(m, 2) pairs of spots closer than ``reach`` pitches."""
-    return cKDTree(centres).query_pairs(reach * distance_between(centres), output_type="ndarray").astype(np.intp)
 
 
 def spot_cells(centres: Centres) -> list[BaseGeometry]:

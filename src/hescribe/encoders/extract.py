@@ -24,7 +24,7 @@ from hescribe.encoders.record import Encoder
 from hescribe.errors import InputError
 from hescribe.io.store import write_atomically
 from hescribe.predictor import TileSource
-from hescribe.types import VIEWS, Context, Features, Microns, TileArray, TilePx
+from hescribe.types import Context, Features, Microns, TileArray, TilePx
 
 Precision = Literal["fp32", "bf16"]
 _VERSION = 1  #: raise when the way features are computed changes
@@ -53,12 +53,6 @@ class Extraction:
     batch_size: int = 16
     precision: Precision = "fp32"
     context: Context = field(default_factory=Context)
-
-
-def check_views(views: int) -> None:
-    """InputError where a tile cannot be averaged over so many symmetries."""
-    if views not in VIEWS:
-        raise InputError(f"{views} is none of {', '.join(map(str, VIEWS))}", path="--views")
 
 
 def cache_folder() -> Path:

@@ -21,6 +21,8 @@ _SCALES = (1, 2, 4, 8)  #: pixels of Gaussian sigma; about a chromatin grain to 
 _QUANTILES = (0.1, 0.5, 0.9)
 _CELLS = 14  #: a side of the raster that colours are measured on; 8 µm at the usual tile of 112 µm
 _VERSION = 1  #: raise when any number changes, so that cached features are not mixed
+#: optical density in red, green and blue of haematoxylin, eosin and a residual (Ruifrok and Johnston 2001)
+STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
 
 
 class StainFeatures(nn.Module):
@@ -123,8 +125,7 @@ def _mean_light(tiles: Tensor) -> Tensor:
 
 def _unmixing() -> Tensor:
     """(3, 3): optical density of red, green and blue → haematoxylin, eosin, residual."""
-    stains = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
-    return torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
+    return torch.linalg.inv(STAINS / STAINS.norm(dim=1, keepdim=True))
 
 
 def _density(light: Tensor) -> Tensor:

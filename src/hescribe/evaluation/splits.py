@@ -243,7 +243,7 @@ def inner_splits(
     if max_folds < 2 or len(section) < 2:
         raise InputError(f"inner splits need two folds and two spots, found {max_folds} and {len(section)}")
     used = np.unique(section)
-    owner = {int(i): patients[i].strip().casefold() for i in used}
+    owner = {int(i): patient_key(patients[i]) for i in used}
     if len(used) == 1:
         group = spatial_blocks(centres, max_folds)
     else:

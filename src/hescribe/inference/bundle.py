@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from hescribe import keys
 from hescribe.encoders import Encoder, Extraction, load_encoder, mean_of_tokens, resolve_device
-from hescribe.encoders.extract import check_views
-from hescribe.errors import BundleError, HescribeError
+from hescribe.errors import BundleError, HescribeError, check_choice
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.card import render_card
 from hescribe.inference.predictors import Head, RegressionHead, TilePredictor, retrieval_head
@@ -133,7 +132,7 @@ class Bundle:
         """
         if views is None:
             return self
-        check_views(views)
+        check_choice(views, get_args(Views), "--views")
         return replace(self, extraction=replace(self.extraction, views=views))
 
     def predictor(self, *, device: str = "auto", use_cache: bool = True, patient: str = "") -> TilePredictor:

@@ -6,9 +6,7 @@ import json
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from hescribe.errors import HescribeWarning, InputError, LeakageError, OutputError
@@ -18,7 +16,7 @@ from hescribe.evaluation.tables import gene_table, method_table, section_table, 
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.predict import predict
 from hescribe.io.expression import name_unit
-from hescribe.io.store import check_place, write_atomically
+from hescribe.io.store import check_place, plain_row, write_atomically
 from hescribe.sections import Section
 from hescribe.version import __version__
 
@@ -143,19 +141,10 @@ def write_evaluation(scores: Sequence[SectionScores], bundle: Bundle, path: str 
         "unit": name_unit(bundle.target_sum),
         "trained_on": bundle.training_sections,
         "sections": [s.to_dict() for s in scores],
-        "means": [_plain(row) for row in means.to_dict("records")],
+        "means": [plain_row(row) for row in means.to_dict("records")],
     }
     for suffix, table in zip(_TABLES, (section_table(scores), means, gene_table(scores)), strict=True):
         write_table(table, path.with_suffix(suffix))
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return path
-
-
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    """Numbers as JSON has them: NaN becomes null."""
-    out: dict[str, Any] = {}
-    for name, value in row.items():
-        item = value.item() if isinstance(value, np.generic) else value
-        out[str(name)] = None if isinstance(item, float) and not np.isfinite(item) else item
-    return out

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import anndata as ad
 import numpy as np
@@ -15,7 +15,7 @@ import zarr
 from tqdm.auto import tqdm
 
 from hescribe import keys
-from hescribe.errors import HescribeWarning, InputError, OutputError
+from hescribe.errors import HescribeWarning, InputError, OutputError, check_choice
 from hescribe.evaluation.splits import patient_key
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.predictors import Head, RetrievalHead
@@ -25,7 +25,7 @@ from hescribe.io.rows import lost_blocks
 from hescribe.io.store import write_anndata
 from hescribe.predictor import TileSource
 from hescribe.sections import Section
-from hescribe.types import Expression, Features, Mpp, Views
+from hescribe.types import Dtype, Expression, Features, Mpp, Views
 from hescribe.version import __version__
 
 PICTURE_PX = 600  #: longer side of the slide's picture in a prediction, as of Visium's "lowres"
@@ -130,7 +130,7 @@ def predict_sections(
     *,
     device: str = "auto",
     min_pcc: float | None = None,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Dtype = "float32",
     views: Views | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
@@ -163,8 +163,7 @@ def predict_sections(
         A prediction of another bundle, patient, image, scale or spots, or with another choice of genes, is already
         there and may not be replaced.
     """
-    if dtype not in ("float32", "float16"):
-        raise InputError(f"{dtype!r} is none of float32, float16", path="--dtype")
+    check_choice(dtype, get_args(Dtype), "--dtype")
     bundle = load_bundle(bundle).with_views(views)
     for what, there in (("an image", lambda s: s.image is not None), ("spots", lambda s: s.has_expression)):
         if missing := [s.section_id for s in sections if not there(s)]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -132,7 +133,7 @@ class TilePredictor:
     head: Head
     genes: tuple[str, ...]
     device: str = "cpu"
-    use_cache: bool = field(default=True)
+    use_cache: bool = True
 
     def describe(self, tiles: TileSource) -> Described:
         """Features of every tile of a slide, from the cache where they are known."""
@@ -144,12 +145,14 @@ class TilePredictor:
 
 
 @torch.inference_mode()
-def in_blocks(function: object, model: torch.nn.Module, inputs: Features, device: str) -> Expression:
+def in_blocks(
+    function: Callable[[Tensor], Tensor], model: torch.nn.Module, inputs: Features, device: str
+) -> Expression:
     """Apply a model's function to rows of features, block by block, in evaluation mode."""
     model.to(device).eval()
     out: list[Tensor] = []
     for start in range(0, len(inputs), _ROWS):
         # Copied into aligned memory: the same numbers give the same bits
         block = torch.tensor(np.ascontiguousarray(inputs[start : start + _ROWS], dtype=np.float32))
-        out.append(function(block.to(device)).float().cpu())  # type: ignore[operator]
+        out.append(function(block.to(device)).float().cpu())
     return torch.cat(out).numpy()

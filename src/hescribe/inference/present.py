@@ -28,6 +28,8 @@ from hescribe.slides.slide import Rgb
 
 log = logging.getLogger("hescribe")
 
+_PICTURE_PX = 1500  #: longer side of a slide's picture, at most
+
 
 def find_predictions(path: str | Path) -> list[Path]:
     """The prediction at a path, or all those in a folder.
@@ -122,9 +124,7 @@ def report_predictions(
     )
 
 
-def find_picture(
-    prediction: ad.AnnData, section: Section | None, path: Path, *, max_px: int = 1500
-) -> tuple[Rgb, float] | None:
+def find_picture(prediction: ad.AnnData, section: Section | None, path: Path) -> tuple[Rgb, float] | None:
     """The slide of a prediction, small, and its downsampling.
 
     Parameters
@@ -135,8 +135,6 @@ def find_picture(
         Its row in a manifest, where there is one.
     path
         Where it was read from.
-    max_px
-        Longer side, at most.
 
     Returns
     -------
@@ -145,12 +143,12 @@ def find_picture(
         prediction itself has kept, which is smaller; None where there is nothing.
     """
     if section is not None and section.image is not None:
-        return section.thumbnail(max_px)
+        return section.thumbnail(_PICTURE_PX)
     centres = np.asarray(prediction.obsm[keys.SPATIAL], dtype=np.float64)
     try:
         slide = find_original(prediction.uns[keys.PROVENANCE], path, centres)
         if slide is not None:
-            return small_picture(slide, max_px)
+            return small_picture(slide, _PICTURE_PX)
     except InputError as error:
         log.info(f"{path}: the slide is not shown as it is, but as the prediction keeps it ({error})")
     for library in prediction.uns.get(keys.SPATIAL, {}).values():

@@ -94,9 +94,3 @@ def common_sum(provenances: Iterable[Mapping[str, Any]]) -> TargetSum:
         units = " and ".join(sorted(name_unit(t) for t in told))
         raise InputError(f"the predictions differ in scale ({units})", fix="predict all of them by one bundle")
     return told.pop() if told else USUAL_SUM
-
-
-def detected_fraction(counts: sparse.spmatrix) -> PerGene:
-    """Share of spots in which each gene has at least one count, (g,)."""
-    matrix = sparse.csr_matrix(counts)
-    return np.asarray((matrix > 0).mean(axis=0), dtype=np.float64).ravel()

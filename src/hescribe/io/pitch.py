@@ -56,10 +56,7 @@ def is_checkerboard(adata: ad.AnnData) -> bool:
     Their pitch is not that of the 1,000-spot array, so it must not be taken for it.
     """
     grid = _array_positions(adata)
-    if grid is None or len(grid) < _FEWEST_FOR_PARITY:
-        return False
-    parity = np.rint(grid).sum(axis=1) % 2
-    return bool((parity == parity[0]).all())
+    return grid is not None and _is_every_second(grid)
 
 
 def _array_positions(adata: ad.AnnData) -> npt.NDArray[np.float64] | None:
@@ -75,9 +72,13 @@ def _in_pitches(grid: npt.NDArray[np.float64], lattice: Lattice) -> npt.NDArray[
     if lattice == "hexagonal":
         # Visium: the neighbour in a row is two columns away, rows are √3/2 of the pitch apart
         return grid * [0.5, np.sqrt(3) / 2]
+    return grid / np.sqrt(2) if _is_every_second(grid) else grid
+
+
+def _is_every_second(grid: npt.NDArray[np.float64]) -> bool:
+    """Whether all array positions are of one colour of a checkerboard."""
     parity = np.rint(grid).sum(axis=1) % 2
-    checkerboard = len(grid) >= _FEWEST_FOR_PARITY and (parity == parity[0]).all()
-    return grid / np.sqrt(2) if checkerboard else grid
+    return len(grid) >= _FEWEST_FOR_PARITY and bool((parity == parity[0]).all())
 
 
 def _fitted_pitch(places: npt.NDArray[np.float64], centres: Centres) -> Level0Px | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from hescribe.io.store import quietly
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +92,7 @@ class GrowingTable:
         import zarr
 
         self.path = path
-        with _quietly():
+        with quietly():
             if (path / "X" / "zarr.json").exists():
                 self._x = zarr.open_array(path / "X", mode="r+")
                 return
@@ -134,7 +133,7 @@ class GrowingTable:
 
         for stray in self.path.rglob("*.partial"):  # of a process that was killed while it wrote
             stray.unlink()
-        with _quietly(), ad.settings.override(zarr_write_format=3):
+        with quietly(), ad.settings.override(zarr_write_format=3):
             group = zarr.open_group(self.path, mode="r+", use_consolidated=False)
             elements = {"obs": obs, "var": var, "obsm": obsm, "uns": uns}
             for name, value in {**elements, "varm": {}, "obsp": {}, "varp": {}, "layers": {}}.items():
@@ -166,15 +165,6 @@ def read_uns(path: Path, name: str) -> Any:
     import anndata as ad
     import zarr
 
-    with _quietly():
+    with quietly():
         group = zarr.open_group(path, mode="r")
         return ad.io.read_elem(group[f"uns/{name}"]) if f"uns/{name}" in group else None
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without two announcements of zarr-python about its own coming defaults."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        yield

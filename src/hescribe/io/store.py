@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hescribe.errors import OutputError
 
 if TYPE_CHECKING:
     import anndata as ad
+
+_ABOUT_WRITING = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def without_secrets(source: str) -> str:
@@ -97,34 +102,28 @@ def write_atomically(path: str | Path, *, overwrite: bool = True, like: str = ""
         yield temporary
         publish(temporary, target)
     except OSError as error:
-        if error.errno is None or not _is_about_writing(error):
+        if error.errno not in _ABOUT_WRITING:
             raise
         raise OutputError(f"{target}: could not be written: {error.strerror}; nothing was left behind") from error
     finally:
         remove(temporary)
 
 
-def write_anndata(table: ad.AnnData, path: str | Path, *, overwrite: bool = True) -> None:
+def write_anndata(table: ad.AnnData, path: str | Path) -> None:
     """Write an AnnData as a Zarr store of format 3, under its name when complete."""
-    import warnings
-
     import anndata as ad  # seconds to import; the command line needs only write_atomically
 
-    with (
-        write_atomically(path, overwrite=overwrite, like="zarr.json") as temporary,
-        ad.settings.override(zarr_write_format=3),
-        warnings.catch_warnings(),
-    ):
-        # Two announcements of zarr-python about its own coming defaults
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+    with write_atomically(path, like="zarr.json") as temporary, quietly(), ad.settings.override(zarr_write_format=3):
         table.write_zarr(temporary)
 
 
-def _is_about_writing(error: OSError) -> bool:
-    import errno
-
-    return error.errno in {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO}
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without two announcements of zarr-python about its own coming defaults."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        yield
 
 
 def publish(temporary: Path, target: Path) -> None:
@@ -142,3 +141,9 @@ def publish(temporary: Path, target: Path) -> None:
         remove(aside)
     else:
         os.replace(temporary, target)
+
+
+def plain_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of a table as JSON has it: neither numpy's numbers nor NaN, which becomes null."""
+    plain = {str(k): v.item() if hasattr(v, "item") else v for k, v in row.items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}

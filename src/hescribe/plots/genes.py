@@ -68,11 +68,11 @@ def pcc_distribution(
         No gene has a correlation.
     """
     value = "pcc" if "pcc" in per_gene else "expected_pcc"
+    if value not in per_gene or not per_gene[value].notna().any():
+        raise InputError("no gene has a correlation", fix="give a table with a column 'pcc' or 'expected_pcc'")
     shown = [
         s for s in sets if s == "all" or (s in per_gene and per_gene.loc[per_gene[s].astype(bool), value].notna().any())
     ]
-    if value not in per_gene or not per_gene[value].notna().any():
-        raise InputError("no gene has a correlation", fix="give a table with a column 'pcc' or 'expected_pcc'")
     columns = [c for c in (value, "ceiling") if c in per_gene and per_gene[c].notna().any()]
     low = min(-0.2, float(np.floor(per_gene[columns].min().min() / _BIN) * _BIN))
     bins = [float(b) for b in np.arange(low, 1 + _BIN, _BIN)]

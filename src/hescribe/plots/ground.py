@@ -10,7 +10,8 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection, EllipseCollection
+from matplotlib.collections import Collection, EllipseCollection, PolyCollection
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from hescribe import keys
@@ -146,12 +147,8 @@ def draw_scale_bar(axes: Axes, ground: Ground) -> None:
     end = x + length_um / ground.mpp
     for width, colour in ((4.5, "white"), (2.2, INK)):  # a white rim keeps it legible over tissue
         axes.plot([x, end], [y, y], color=colour, linewidth=width, solid_capstyle="butt", zorder=5)
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    label = axes.annotate(
-        text, ((x + end) / 2, y), (0, 4), textcoords="offset points", ha="center", fontsize=8, zorder=6
-    )
-    from matplotlib.patheffects import withStroke
-
+    text, middle = name_length(length_um), ((x + end) / 2, y)
+    label = axes.annotate(text, middle, (0, 4), textcoords="offset points", ha="center", fontsize=8, zorder=6)
     label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
@@ -159,6 +156,11 @@ def round_length(length: float) -> float:
     """The largest of 1, 2, 5 × 10ⁿ not above ``length``."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(m * power for m in (1, 2, 5) if m * power <= length * (1 + 1e-9)))
+
+
+def name_length(um: Microns) -> str:
+    """``50 µm``, ``2 mm``."""
+    return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 
 
 def told_number(value: object) -> float | None:
@@ -195,8 +197,6 @@ def _circles(axes: Axes, ground: Ground) -> Collection:
 
 
 def _squares(ground: Ground) -> Collection:
-    from matplotlib.collections import PolyCollection
-
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * ground.diameter_px / 2
     # Without its own edge a square leaves a hairline to its neighbour
     return PolyCollection(list(ground.centres[:, None] + corners), linewidths=0.2, edgecolors="face")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hescribe import keys
 from hescribe.errors import InputError, list_some
@@ -251,11 +252,5 @@ def _colour_bar(figure: Figure, spots: Collection, axes: Any, label: str) -> Non
     bar = figure.colorbar(spots, ax=axes, fraction=0.04, pad=0.02, aspect=25)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, width=0.5, labelsize=8.5)
-    bar.locator = _few_ticks()
+    bar.locator = MaxNLocator(4)
     bar.set_label(label, fontsize=8.5, color=MUTED)
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(4)

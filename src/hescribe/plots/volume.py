@@ -21,7 +21,7 @@ from hescribe import keys
 from hescribe.errors import InputError
 from hescribe.io.expression import USUAL_SUM, name_unit
 from hescribe.io.pitch import distance_between
-from hescribe.plots.ground import round_length
+from hescribe.plots.ground import name_length, round_length
 from hescribe.plots.maps import Range, Values, colour_range, gene_values, unit_of
 from hescribe.plots.style import CEILING, EXPRESSION_COLOURS, INK, MUTED, NOTHING, PREDICTED, styled
 from hescribe.types import Microns
@@ -139,10 +139,12 @@ def stacked_sections(
     InputError
         No such gene, or no positions in space.
     """
-    if "spatial_3d" not in stack.obsm:
-        raise InputError('no positions in obsm["spatial_3d"]', fix="make a stack with hescribe.tl.stack_sections")
+    if keys.SPATIAL_3D not in stack.obsm:
+        raise InputError(
+            f'no positions in obsm["{keys.SPATIAL_3D}"]', fix="make a stack with hescribe.tl.stack_sections"
+        )
     values = gene_values(stack, gene)
-    places = np.asarray(stack.obsm["spatial_3d"], dtype=np.float64)
+    places = np.asarray(stack.obsm[keys.SPATIAL_3D], dtype=np.float64)
     names = stack.obs[keys.SECTION].astype(str).to_numpy()
     order = sorted(dict.fromkeys(names), key=lambda n: places[names == n, 2][0])
     shift = _gap(places)
@@ -302,7 +304,7 @@ def _frame(panels: Sequence[Axes], places: npt.NDArray[np.float64], levels: int,
         axes.plot(
             [low[0], low[0] + length], [high[1] + 0.5 * edge] * 2, color=INK, linewidth=2.2, solid_capstyle="butt"
         )
-        axes.annotate(_length(length), (low[0] + length / 2, high[1] + 0.5 * edge), (0, -3), textcoords="offset points",
+        axes.annotate(name_length(length), (low[0] + length / 2, high[1] + 0.5 * edge), (0, -3), textcoords="offset points",
                       ha="center", va="top", fontsize=8, annotation_clip=False)  # fmt: skip
 
 
@@ -310,11 +312,7 @@ def _bar(axes: Axes, width: float, height: float, *, left: float = 0.0, top: flo
     length = round_length(width / 5)
     x, y = left + 0.03 * width, top + 0.97 * height
     axes.plot([x, x + length], [y, y], color=INK, linewidth=2.2, solid_capstyle="butt")
-    axes.annotate(_length(length), (x + length / 2, y), (0, 4), textcoords="offset points", ha="center", fontsize=8)
-
-
-def _length(um: float) -> str:
-    return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+    axes.annotate(name_length(length), (x + length / 2, y), (0, 4), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _colours(figure: Figure, drawn: Any, axes: Any, unit: str) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from hescribe.io.store import check_free, write_atomically
@@ -19,10 +15,8 @@ from hescribe.plots.style import signed
 from hescribe.report import pictures, words
 from hescribe.report.contents import Content, Given, ScoreTables, check_genes, read_contents
 from hescribe.report.rows import gene_rows, provenance_rows
+from hescribe.report.tools import FIGURES, PAGE, render_page
 from hescribe.version import __version__
-
-PAGE = "index.html"
-FIGURES = "figures"
 
 
 def build_report(
@@ -89,7 +83,9 @@ def build_report(
             "provenance": provenance_rows(_dated(provenance), contents),
             **_headline(contents, summary),
         }
-        (folder / PAGE).write_text(_render(values, gene_rows(contents)), encoding="utf-8")
+        script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+        page = render_page("template.html", script, **values, table=gene_rows(contents), signed=signed)
+        (folder / PAGE).write_text(page, encoding="utf-8")
     return output / PAGE
 
 
@@ -130,28 +126,3 @@ def _section(album: pictures.Album, content: Content, genes: Sequence[str]) -> d
         "novelty": pictures.novelty_picture(album, content),
         "cards": words.figures(content.summary, words.CARDS),
     }
-
-
-def _render(values: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    """Fill the template; everything from data is escaped, and the page forbids any script but its own."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hescribe.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    # The filter tojson writes <, > and & as escapes, so that no gene's name can end the script element
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    folder = Path(__file__).parent
-    script = (folder / "page.js").read_text(encoding="utf-8").strip()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    style = (folder / "page.css").read_text(encoding="utf-8").strip()
-    return environment.get_template("template.html").render(
-        **values,
-        table=table,
-        signed=signed,
-        script=Markup(script),  # noqa: S704 - our own file
-        style=Markup(style),  # noqa: S704 - our own file
-        script_hash=digest,
-    )

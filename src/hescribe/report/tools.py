@@ -124,7 +124,8 @@ def write_tool_page(
         "chapters": [_chapter(album, c) for c in chapters],
         "provenance": {str(k): str(v) for k, v in (provenance or {}).items()},
     }
-    (target / PAGE).write_text(_render(values, script, data), encoding="utf-8")
+    page = render_page("tool.html", script, **values, data=data)
+    (target / PAGE).write_text(page, encoding="utf-8")
     return target / PAGE
 
 
@@ -163,8 +164,8 @@ def _digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")  # 0.260 below 0.537: digits of a column stand in line
 
 
-def _render(values: Mapping[str, Any], script: str, data: Any) -> str:
-    """Fill the template; everything from data is escaped, and the page forbids any script but its own."""
+def render_page(template: str, script: str, **values: Any) -> str:
+    """Fill a template of this room; everything from data is escaped, and the page forbids any script but its own."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hescribe.report", "."),
         autoescape=True,
@@ -172,12 +173,12 @@ def _render(values: Mapping[str, Any], script: str, data: Any) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    # The filter tojson writes <, > and & as escapes, so that no gene's name can end the script element
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     digest = base64.b64encode(hashlib.sha256(script.strip().encode()).digest()).decode("ascii")
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
-    return environment.get_template("tool.html").render(
+    return environment.get_template(template).render(
         **values,
-        data=data,
         script=Markup(script.strip()),  # noqa: S704 - our own file
         style=Markup(style),  # noqa: S704 - our own file
         script_hash=digest,

@@ -44,7 +44,7 @@ def view_data(stack: ad.AnnData, genes: Sequence[str], outlines: Mapping[str, Ri
         Section → rings around its tissue, common coordinates.
     """
     chosen = np.unique(np.linspace(0, stack.n_obs - 1, min(stack.n_obs, MOST_SPOTS)).round().astype(int))
-    places = np.asarray(stack.obsm["spatial_3d"], dtype=np.float64)
+    places = np.asarray(stack.obsm[keys.SPATIAL_3D], dtype=np.float64)
     low, high = places.min(axis=0), places.max(axis=0)
     extent = np.maximum(high - low, 1.0)
     middle = (low + high) / 2

@@ -14,7 +14,6 @@ import pandas as pd
 from hescribe.errors import HescribeWarning, InputError
 from hescribe.survival.clinical import EVENT, TIME, check_clinical, count_missing, describe_missing, encode_covariates
 from hescribe.survival.crossval import (
-    CLINICAL_FACTOR,
     AttentionLearner,
     CoxLearner,
     Fitted,
@@ -27,7 +26,6 @@ from hescribe.survival.crossval import (
 )
 from hescribe.survival.judge import auc_curve, calibration_table, compare, score_model
 from hescribe.survival.models.attention import Bags
-from hescribe.survival.models.cox import fit_path
 from hescribe.survival.scores import Draws, Followed, draw_patients
 
 Values = npt.NDArray[np.float64]  #: (n,)
@@ -281,26 +279,16 @@ def _coefficients(learners: Mapping[str, Learner], final: Mapping[str, Fitted], 
 
 def _refit(learner: CoxLearner, fitted: FittedCox, draw: Values) -> Values:
     rows = np.repeat(np.arange(len(draw)), draw.astype(np.intp))
-    image = np.array([c not in learner.clinical for c in learner.features.columns])
-    (model,) = fit_path(
-        learner.features.iloc[rows],
-        learner.time[rows],
-        learner.event[rows],
-        [fitted.model.penalty],
-        l1_ratio=learner.l1_ratio,
-        factors=np.where(image, 1.0, CLINICAL_FACTOR if image.any() else 1.0),
-    )
-    return model.coefficients
+    return learner.fit(rows, [fitted.model.penalty])[0].model.coefficients
 
 
 def _contributions(held: Mapping[str, HeldOut], patients: pd.Index) -> pd.DataFrame:
     for name in (BOTH, IMAGE):
-        each = held.get(name)
-        if each is None or not all(isinstance(m, FittedCox) for m in each.models):
-            continue
-        parts = []
-        for fold, fitted in enumerate(each.models):
-            if isinstance(fitted, FittedCox):
-                parts.append(fitted.model.contributions(fitted.features.iloc[np.flatnonzero(each.fold == fold)]))
-        return pd.concat(parts).loc[patients]
+        parts = [
+            fitted.model.contributions(fitted.features.iloc[np.flatnonzero(held[name].fold == fold)])
+            for fold, fitted in enumerate(held[name].models if name in held else ())
+            if isinstance(fitted, FittedCox)
+        ]
+        if parts:
+            return pd.concat(parts).loc[patients]
     return pd.DataFrame(index=patients)

@@ -218,8 +218,8 @@ def integrated(values: npt.NDArray[np.float64], at: npt.ArrayLike) -> Values:
     return np.asarray(np.trapezoid(values, moments, axis=1) / (moments[-1] - moments[0]))
 
 
-def widened_interval(value: float, resampled: Values, *, n_folds: int, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval, widened for what folds have in common.
+def widened_interval(value: float, resampled: Values, *, n_folds: int) -> tuple[float, float]:
+    """95 % bootstrap interval, widened for what folds have in common.
 
     Drawing patients with their out-of-fold risks leaves out that the folds' models share training patients, and that
     each patient is tested once and trained on often. The variance is therefore multiplied by 1 + K · 1/(K − 1), the
@@ -233,13 +233,11 @@ def widened_interval(value: float, resampled: Values, *, n_folds: int, level: fl
         Its values in the resamples; NaN are left out.
     n_folds
         K.
-    level
-        Of confidence.
 
     References
     ----------
     Nadeau & Bengio, Mach Learn 52:239 (2003).
     """
-    low, high = percentile_interval(resampled, level)
+    low, high = percentile_interval(resampled)
     factor = np.sqrt(1 + n_folds / (n_folds - 1)) if n_folds > 1 else 1.0
     return float(value - factor * (value - low)), float(value + factor * (high - value))

@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -21,10 +20,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hescribe import tl
-from hescribe.cli.main import app, run
+from hescribe.cli.main import app
 from hescribe.io.expression import log_normalise
 from hescribe.io.store import write_anndata
 from hescribe.sections import read_sections
+from tests.conftest import Cli
 
 from .conftest import UM, apply_map, cut, draw_tissue, place
 
@@ -56,16 +56,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"S{i},P,{i}.png,{i}.tsv,{i}_s.tsv,st,{(20, 0, 10)[i]}")
     (folder / "sections.csv").write_text("\n".join(rows) + "\n")
     return folder / "sections.csv"
-
-
-def hescribe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    monkeypatch.setattr("sys.argv", ["hescribe", *map(str, arguments)])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
-        run()
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +135,10 @@ def test_the_page_holds_its_view_and_escapes_names(made: Path) -> None:
     assert all(len(s["outline"][0]) > 5 for s in data["sections"])
 
 
-def test_a_prediction_that_is_missing(manifest: Path, predictions: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_prediction_that_is_missing(manifest: Path, predictions: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(predictions, tmp_path / "some", ignore=shutil.ignore_patterns("S1.zarr"))
     options = ("-o", tmp_path / "out", "--predictions", tmp_path / "some")
-    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, *options)
-    assert (code, "no prediction of section 'S1' (there is S0, S2)" in err) == (2, True)
+    assert "no prediction of section 'S1' (there is S0, S2)" in cli.refuses("volume", manifest, *options)
     assert not (tmp_path / "out").exists()
 
 
@@ -172,22 +161,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("refused", REFUSED.values(), ids=REFUSED.keys())
-def test_refusals(manifest: Path, tmp_path: Path, monkeypatch, capsys, refused) -> None:
+def test_refusals(manifest: Path, tmp_path: Path, cli: Cli, refused) -> None:
     options, message = refused
-    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, "-o", tmp_path / "out", *options)
-    assert code == 2
-    assert [message in line for line in err.splitlines() if line.startswith("hescribe: error: ")] == [True]
+    assert message in cli.refuses("volume", manifest, "-o", tmp_path / "out", *options)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_is_replaced_only_when_asked(manifest: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_what_is_there_is_replaced_only_when_asked(manifest: Path, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    code, _, err = hescribe(monkeypatch, capsys, "volume", manifest, "-o", tmp_path)
-    assert (code, "--overwrite" in err) == (2, True)
+    assert "--overwrite" in cli.refuses("volume", manifest, "-o", tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_sections_that_cannot_be_stacked(manifest: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_sections_that_cannot_be_stacked(manifest: Path, tmp_path: Path, cli: Cli) -> None:
     for old, new, message in (
         ("S1,P,1.png", "S1,P,", "section 'S1' has no image"),
         (",st,10", ",st,", "z is stated for some sections but not for S2"),
@@ -196,8 +182,7 @@ def test_sections_that_cannot_be_stacked(manifest: Path, tmp_path: Path, monkeyp
         broken = manifest.with_name("broken.csv")
         assert old in manifest.read_text()
         broken.write_text(manifest.read_text().replace(old, new))
-        code, _, err = hescribe(monkeypatch, capsys, "volume", broken, "-o", tmp_path / "out")
-        assert (code, message in err) == (2, True), err
+        assert message in cli.refuses("volume", broken, "-o", tmp_path / "out")
 
 
 @pytest.mark.chromium

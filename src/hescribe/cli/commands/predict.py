@@ -103,13 +103,7 @@ def predict(
         raise InputError("give either slides or --sections", path="predict", fix="see 'hescribe predict --help'")
     check_idle(context, _idle(sections=sections is not None, cluster=cluster is not None))
     common = {"min_pcc": min_pcc, "dtype": dtype, "views": views, "overwrite": overwrite}
-    grid = {
-        "stride_um": stride_um,
-        "mpp": mpp,
-        "precision": precision,
-        "patient": patient,
-        "engine": engine,
-    }
+    grid = {"stride_um": stride_um, "mpp": mpp, "precision": precision, "patient": patient, "engine": engine}
     if cluster is not None:
         from hescribe.inference.cohorts import predict_cohort
 

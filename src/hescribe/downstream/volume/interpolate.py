@@ -20,7 +20,6 @@ from scipy.spatial import cKDTree
 from hescribe import keys
 from hescribe.downstream.volume.placement import Placement, Points
 from hescribe.downstream.volume.planes import Plane
-from hescribe.downstream.volume.stack import SPATIAL_3D
 from hescribe.errors import InputError
 from hescribe.types import Microns
 
@@ -204,7 +203,7 @@ def spot_pitch_um(stack: ad.AnnData) -> Microns:
         No section has two spots.
     """
     steps = []
-    places = np.asarray(stack.obsm[SPATIAL_3D])
+    places = np.asarray(stack.obsm[keys.SPATIAL_3D])
     for name in stack.obs[keys.SECTION].unique():
         own = places[(stack.obs[keys.SECTION] == name).to_numpy(), :2]
         if len(own) > 1:
@@ -222,13 +221,13 @@ def read_slabs(stack: ad.AnnData, genes: Sequence[str]) -> dict[str, _Slab]:
     InputError
         Not a stack, or an unknown gene.
     """
-    if SPATIAL_3D not in stack.obsm or keys.SECTION not in stack.obs:
-        raise InputError(f'no positions in obsm["{SPATIAL_3D}"]', fix="make a stack with stack_sections")
+    if keys.SPATIAL_3D not in stack.obsm or keys.SECTION not in stack.obs:
+        raise InputError(f'no positions in obsm["{keys.SPATIAL_3D}"]', fix="make a stack with stack_sections")
     if not len(genes):
         raise InputError("no gene is named")
     if unknown := [g for g in genes if g not in stack.var_names]:
         raise InputError(f"no gene {unknown[0]!r} among the {stack.n_vars} that all sections share")
-    places = np.asarray(stack.obsm[SPATIAL_3D], dtype=np.float64)
+    places = np.asarray(stack.obsm[keys.SPATIAL_3D], dtype=np.float64)
     matrix = stack[:, list(genes)].X
     values = np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix, dtype=np.float64)
     names = stack.obs[keys.SECTION].astype(str).to_numpy()

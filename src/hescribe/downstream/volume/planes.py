@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from hescribe.downstream.volume.placement import Points
 from hescribe.errors import InputError
 from hescribe.slides.slide import Rgb
 from hescribe.slides.tissue import Mask, mask_tissue
 from hescribe.types import Microns
 
-Points = npt.NDArray[np.float64]  #: (n, 2) x, y in µm, y down
 Field = npt.NDArray[np.float32]  #: (rows, columns)
-Mapping = Callable[[Points], Points]
 
 _SMOOTH_UM = 24.0  #: nuclei differ between sections; their density does not
 _BRIDGED_UM = 120.0  #: gaps in tissue that are closed, and spurs that are cut
@@ -123,7 +122,7 @@ def raster(low: Points, high: Points, um: Microns) -> Points:
     return np.stack([x, y], axis=-1)
 
 
-def warp(plane: Plane, to_section: Mapping, where: Points) -> Plane:
+def warp(plane: Plane, to_section: Callable[[Points], Points], where: Points) -> Plane:
     """The plane as seen at positions (rows, columns, 2) of a raster in other coordinates."""
     density, mask = plane.sample(to_section(where.reshape(-1, 2)).reshape(where.shape))
     um = float(where[0, 1, 0] - where[0, 0, 0]) if where.shape[1] > 1 else plane.um
@@ -151,7 +150,7 @@ class Likeness:
         return self.dice + self.correlation
 
 
-def compare(fixed: Plane, moving: Plane, to_moving: Mapping) -> Likeness:
+def compare(fixed: Plane, moving: Plane, to_moving: Callable[[Points], Points]) -> Likeness:
     """Likeness of two planes, given where in the moving one a position of the fixed one lies."""
     margin = 0.15 * (fixed.box[1] - fixed.box[0])
     where = raster(fixed.box[0] - margin, fixed.box[1] + margin, max(fixed.um, moving.um))

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
-from hescribe.downstream.volume.placement import Affine
-from hescribe.downstream.volume.planes import Field, Plane, Points
+from hescribe.downstream.volume.placement import Affine, Points
+from hescribe.downstream.volume.planes import Field, Plane
 from hescribe.types import Microns
 
 _ACROSS = 80  #: pixels of the coarse picture across the larger tissue

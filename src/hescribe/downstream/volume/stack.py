@@ -18,7 +18,6 @@ from hescribe.errors import HescribeWarning, InputError
 from hescribe.io.expression import TargetSum, common_sum, log_normalise, name_unit
 from hescribe.types import Microns, Mpp
 
-SPATIAL_3D = "spatial_3d"  #: obsm of a stack: (n, 3) x, y, z in µm
 THICKNESS_UM: Microns = 16.0  #: of a section, where nobody says
 _FEW_SHARED = 0.5  #: share of the genes of the section that has fewest
 
@@ -106,8 +105,8 @@ def stack_sections(
     matrix = sparse.vstack(blocks, format="csr") if every_sparse else np.concatenate([_dense(b) for b in blocks])
     obs = pd.DataFrame({keys.SECTION: pd.Categorical(names, [p.name for p in placements])}, index=pd.Index(spots))
     out = ad.AnnData(matrix, obs=obs, var=_var(parts, genes))
-    out.obsm[SPATIAL_3D] = np.concatenate(places)
-    out.obsm[keys.SPATIAL] = out.obsm[SPATIAL_3D][:, :2].copy()
+    out.obsm[keys.SPATIAL_3D] = np.concatenate(places)
+    out.obsm[keys.SPATIAL] = out.obsm[keys.SPATIAL_3D][:, :2].copy()
     # Positions are in µm, so one of their units is 1 µm
     scale = {"unit": name_unit(target_sum), "target_sum": target_sum}
     out.uns[keys.PROVENANCE] = {"mpp": 1.0, **scale, "positions": "µm, common coordinates"}

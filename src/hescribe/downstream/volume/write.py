@@ -14,7 +14,6 @@ import pandas as pd
 
 from hescribe import keys
 from hescribe.downstream.volume.interpolate import Volume
-from hescribe.downstream.volume.stack import SPATIAL_3D
 from hescribe.io.store import write_atomically
 
 _SMALLEST = 64  #: pixels; a level with fewer along its longer side is not halved again
@@ -96,7 +95,7 @@ def to_spatialdata(stack: ad.AnnData) -> Any:
     import spatialdata as sd
     from spatialdata.models import PointsModel, TableModel
 
-    x, y, z = np.asarray(stack.obsm[SPATIAL_3D]).T
+    x, y, z = np.asarray(stack.obsm[keys.SPATIAL_3D]).T
     frame = pd.DataFrame({"x": x, "y": y, "z": z, keys.SECTION: stack.obs[keys.SECTION].astype(str).to_numpy()})
     table = stack.copy()
     # The provenance's dictionary is kept; SpatialData adds its own beside it

@@ -44,7 +44,7 @@ def encode_slide(
     views: int,
     precision: Precision,
     devices: Sequence[str],
-    engine: str = TORCH,
+    engine: str,
 ) -> list[RowFile]:
     """Features of every tile of a sweep, one table per scale, and a last one of the tiles' colours.
 

@@ -83,7 +83,7 @@ class SlideJob:
     genes: list[str]
     stamp: Stamp
     encoder: PreparedEncoder
-    source: str = ""
+    source: str
 
     @classmethod
     def prepare(
@@ -95,6 +95,7 @@ class SlideJob:
         *,
         devices: tuple[str, ...],
         encoder: PreparedEncoder,
+        source: str,
     ) -> SlideJob:
         """Open the slide and find out what its prediction depends on."""
         bundle = bundle.with_views(options.views)
@@ -110,7 +111,7 @@ class SlideJob:
             stamp = Stamp.of(path, earlier)
         except OSError as error:
             raise InputError(f"cannot be read ({error.strerror or error})", path=path) from error
-        return cls(bundle, path, output, options, devices, slide, mpp, genes, stamp, encoder)
+        return cls(bundle, path, output, options, devices, slide, mpp, genes, stamp, encoder, source)
 
     @property
     def known_patient(self) -> bool:
@@ -257,7 +258,7 @@ class SlideJob:
             views=how.views,
             precision=plan["precision"],
             devices=self.devices,
-            engine=plan.get("engine", TORCH),
+            engine=plan["engine"],
         )
         features = encode(sweep=self._sweep(cells, centres))
         beside = None

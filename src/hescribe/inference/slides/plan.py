@@ -25,19 +25,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hescribe.encoders.extract import check_views
-from hescribe.errors import InputError, OutputError
+from hescribe.errors import InputError, OutputError, check_choice
 from hescribe.io.rows import RowFile, read_uns, sync_path
 from hescribe.io.store import remove
 from hescribe.keys import PROVENANCE
 from hescribe.slides.grid import SMALLEST_STRIDE_UM
 from hescribe.slides.slide import Rgb, hash_slide, slide_files
-from hescribe.types import PLAUSIBLE_MPP, Centres, Microns, Mpp, Views
+from hescribe.types import PLAUSIBLE_MPP, Centres, Dtype, Microns, Mpp, Views
 
 FORMAT = 6  #: raised when the way a slide is predicted, or what is noted of it, changes
 BATCH = 64  #: tiles at once through the encoder
@@ -77,23 +76,18 @@ class SlideOptions:
     stride_um: Microns | None = None
     mpp: Mpp | None = None
     precision: PrecisionChoice = "auto"
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Dtype = "float32"
     min_pcc: float | None = None
     patient: str = ""
     engine: EngineChoice = "auto"
     views: Views | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "precision": ("auto", "fp32", "bf16"),
-            "dtype": ("float32", "float16"),
-            "engine": ("auto", TORCH, "openvino"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{getattr(self, name)!r} is none of {', '.join(allowed)}", path=f"--{name}")
+        check_choice(self.precision, get_args(PrecisionChoice), "--precision")
+        check_choice(self.dtype, get_args(Dtype), "--dtype")
+        check_choice(self.engine, get_args(EngineChoice), "--engine")
         if self.views is not None:
-            check_views(self.views)
+            check_choice(self.views, get_args(Views), "--views")
         if self.stride_um is not None and not SMALLEST_STRIDE_UM <= self.stride_um < float("inf"):
             raise InputError(f"a stride of {self.stride_um:g} µm cannot be", path="--stride-um", fix="8 µm or more")
         low, high = PLAUSIBLE_MPP

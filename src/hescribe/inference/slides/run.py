@@ -7,9 +7,8 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import cv2
 import torch
@@ -18,32 +17,17 @@ from hescribe.encoders import resolve_device
 from hescribe.errors import HescribeError, InputError, OutputError, list_some
 from hescribe.inference.bundle import Bundle, load_bundle
 from hescribe.inference.slides.job import SlideJob
-from hescribe.inference.slides.plan import SlideOptions, alone
+from hescribe.inference.slides.plan import EngineChoice, PrecisionChoice, SlideOptions, alone
 from hescribe.inference.slides.prepared import PreparedEncoder
-from hescribe.types import Views
+from hescribe.types import Dtype, Views
 
 logger = logging.getLogger(__name__)
 
 _IN_VAIN = {errno.EROFS, errno.EACCES, errno.EPERM}  #: errors that running again meets again
-SLIDE_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".svslide",
-        ".bif",
-        ".vms",
-        ".vmu",
-        ".czi",
-        ".dcm",
-        ".jpg",
-        ".jpeg",
-        ".png",
-    ]
-)
+SLIDE_SUFFIXES = frozenset({
+    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm",
+    ".jpg", ".jpeg", ".png",
+})  # fmt: skip
 
 
 class SlidesFailed(InputError):
@@ -69,11 +53,11 @@ class Options(TypedDict, total=False):
 
     stride_um: float | None
     mpp: float | None
-    precision: Literal["auto", "fp32", "bf16"]
-    dtype: Literal["float32", "float16"]
+    precision: PrecisionChoice
+    dtype: Dtype
     min_pcc: float | None
     patient: str
-    engine: Literal["auto", "torch", "openvino"]
+    engine: EngineChoice
     views: Views | None
 
 
@@ -124,10 +108,11 @@ def predict_slide(
     target, prepared = Path(output), encoder or PreparedEncoder(bundle.encoder)
     try:
         with alone(target), _one_thread_each():
+            devices = resolve_devices(device)
             job = SlideJob.prepare(
-                bundle, Path(path), target, settings, devices=resolve_devices(device), encoder=prepared
+                bundle, Path(path), target, settings, devices=devices, encoder=prepared, source=source
             )
-            return replace(job, source=source).run(overwrite=overwrite)
+            return job.run(overwrite=overwrite)
     except OSError as error:
         raise OutputError(f"{target}: could not be written: {_explain(error)}") from error
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval, Shapes
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval
 from hescribe.types import Context, Features, SparseExpression
 
 
@@ -65,15 +65,11 @@ class CoordinateKnn(JointModel):
         """There is nothing to learn."""
 
 
-def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:
-    return CoordinateKnn(tower)
-
-
 COORDINATE_KNN = Method(
     name="coordinate-knn",
     summary="the mean of the training spots at the same place of their sections; sees no image",
     source="control",
     config=CoordinateConfig,
-    build=_build,
+    build=lambda tower, shapes, config: CoordinateKnn(tower),
     can_fine_tune=False,
 )

@@ -48,15 +48,11 @@ class Stnet(RegressionModel):
         return {"squared_error": F.mse_loss(self.output(self.tower(batch.images)).float(), batch.expression)}
 
 
-def _build(tower: nn.Module, shapes: Shapes, config: MethodConfig) -> nn.Module:
-    return Stnet(tower, shapes)
-
-
 STNET = Method(
     name="stnet",
     summary="encoder and linear layer by squared error",
     source="He et al., Nature Biomedical Engineering 2020",
     config=StnetConfig,
-    build=_build,
+    build=lambda tower, shapes, config: Stnet(tower, shapes),
     can_fine_tune=True,
 )

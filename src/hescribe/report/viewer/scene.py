@@ -28,8 +28,6 @@ _LARGEST_RASTER = 2**25  #: cells of a grid that is drawn as one picture
 _OFF_GRID = 0.02  #: of a step, by which a tile of a grid may be off
 _TOLD = ("slide", "patient", "method", "encoder", "bundle", "version", "mpp", "tile_um", "stride_um", "unit", "source")
 
-Column = npt.NDArray[np.float32]
-
 
 @dataclass(eq=False)
 class Scene:

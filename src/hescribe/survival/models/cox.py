@@ -305,20 +305,18 @@ def fit_path(
 
 
 def penalty_path(
-    features: pd.DataFrame, time: npt.ArrayLike, event: npt.ArrayLike, *, l1_ratio: float = 0.5, n: int = 8
+    features: pd.DataFrame, time: npt.ArrayLike, event: npt.ArrayLike, *, l1_ratio: float = 0.5
 ) -> list[float]:
-    """Penalties to choose among, from the least that leaves every coefficient 0 down to a hundredth of it.
+    """Eight penalties to choose among, from the least that leaves every coefficient 0 down to a hundredth of it.
 
     Parameters
     ----------
     features, time, event, l1_ratio
         As of `fit_path`.
-    n
-        How many.
     """
     values = features.to_numpy(dtype=np.float64)
     sets = RiskSets.of(np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool))
     x = Scaling.learn(values).apply(values)[sets.order]
     slope, _ = _slope_and_curvature(sets, x, np.zeros(len(x)))
     most = 1.01 * float(np.abs(slope).max(initial=0.0)) / len(x) / max(l1_ratio, 0.05)
-    return [float(p) for p in np.geomspace(max(most, 1e-3), max(most, 1e-3) / 100, n)]
+    return [float(p) for p in np.geomspace(max(most, 1e-3), max(most, 1e-3) / 100, 8)]

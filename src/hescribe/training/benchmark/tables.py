@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hescribe.evaluation.published import beside_published
@@ -56,12 +57,11 @@ class Line:
     @cached_property
     def means(self) -> pd.DataFrame:
         """A row a gene set."""
-        own = [method_table(f.scores).set_index("set")["pcc"] for f in self.seeds] if len(self.seeds) > 1 else []
-        table = method_table(self.scores).assign(n_seeds=len(self.seeds))
-        spread = (
-            pd.concat(own, axis=1).max(axis=1) - pd.concat(own, axis=1).min(axis=1) if own else pd.Series(dtype=float)
-        )
-        return table.assign(seed_spread=table["set"].map(spread))
+        table = method_table(self.scores).assign(n_seeds=len(self.seeds), seed_spread=np.nan)
+        if len(self.seeds) > 1:
+            own = pd.concat([method_table(f.scores).set_index("set")["pcc"] for f in self.seeds], axis=1)
+            table["seed_spread"] = table["set"].map(own.max(axis=1) - own.min(axis=1))
+        return table
 
     @property
     def training_spots(self) -> float:

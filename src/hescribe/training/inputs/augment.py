@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Haematoxylin, eosin, residual in optical density (Ruifrok and Johnston 2001)
-_STAINS = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+from hescribe.encoders.stain import STAINS
 
 
 def random_symmetry(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,7 +81,7 @@ def jitter_stain(images: Tensor, strength: float, generator: torch.Generator) ->
     Tensor
         (n, 3, h, w) uint8.
     """
-    stains = (_STAINS / _STAINS.norm(dim=1, keepdim=True)).to(images.device)
+    stains = (STAINS / STAINS.norm(dim=1, keepdim=True)).to(images.device)
     density = -torch.log((images.float() + 1.0) / 256.0)
     amounts = torch.einsum("nchw,cs->nshw", density, torch.linalg.inv(stains))
     random = torch.rand((2, len(images), 3, 1, 1), generator=generator).to(images.device) * 2 - 1

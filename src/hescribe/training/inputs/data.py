@@ -12,7 +12,7 @@ from scipy import sparse
 
 from hescribe import keys
 from hescribe.errors import InputError
-from hescribe.evaluation.splits import patient_key
+from hescribe.evaluation.splits import is_paired, patient_key
 from hescribe.io.expression import log_normalise
 from hescribe.methods.base import Origin
 from hescribe.sections import Section
@@ -83,7 +83,7 @@ def assemble(sections: Sequence[Section], config: TrainConfig) -> TrainingData:
     ids = [s.section_id for s in sections]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):  # left out, it would still be learned from
         raise InputError(f"section {', '.join(map(repr, twice))} is given twice")
-    paired = tuple(s for s in sections if s.image is not None and s.has_expression)
+    paired = tuple(s for s in sections if is_paired(s))
     if not paired:
         raise InputError("no section has both an image and expression", fix="training needs at least one such row")
     tables = [s.adata for s in paired]

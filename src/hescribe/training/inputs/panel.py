@@ -26,15 +26,19 @@ def shared_genes(tables: Sequence[ad.AnnData]) -> list[str]:
     InputError
         The sections have no gene in common.
     """
-    first = tables[0].var
-    control = first[keys.CONTROL].to_numpy(dtype=bool) if keys.CONTROL in first else np.zeros(len(first), dtype=bool)
     everywhere = set.intersection(*(set(t.var_names) for t in tables))
-    genes = [g for g, c in zip(first.index, control, strict=True) if g in everywhere and not c]
+    genes = [g for g in own_genes(tables[0]) if g in everywhere]
     if not genes:
         raise InputError(
             "the training sections share no gene", fix="do some use symbols and others Ensembl ids, or another species?"
         )
     return genes
+
+
+def own_genes(table: ad.AnnData) -> list[str]:
+    """Genes of one section, without control probes."""
+    names = table.var_names
+    return list(names[~table.var[keys.CONTROL].to_numpy(dtype=bool)] if keys.CONTROL in table.var else names)
 
 
 def choose_panel(

@@ -19,7 +19,7 @@ from hescribe.io.expression import log_normalise
 from hescribe.sections import Section
 from hescribe.training.config import TrainConfig
 from hescribe.training.inputs.data import TrainingData
-from hescribe.training.inputs.panel import gene_table
+from hescribe.training.inputs.panel import gene_table, own_genes
 from hescribe.types import Features, SparseExpression
 
 _FEWEST_SHARED = 10  #: panel genes a source must have measured to be placed
@@ -134,7 +134,7 @@ def _extra(
 ) -> tuple[SparseExpression, pd.DataFrame, npt.NDArray[np.bool_]]:
     """Expression, table and (sources, t) presence of genes that not every paired section measured."""
     paired = set(data.measured)
-    names = pd.Index(list(dict.fromkeys(g for t in tables for g in _genes(t) if g not in paired)), dtype=object)
+    names = pd.Index(list(dict.fromkeys(g for t in tables for g in own_genes(t) if g not in paired)), dtype=object)
     logged = [_aligned(log_normalise(t.X, target_sum=config.target_sum), t.var_names, names) for t in tables]
     measured = np.stack([names.isin(t.var_names) for t in tables])
     matrix = sparse.vstack(logged, format="csr")
@@ -150,13 +150,6 @@ def _extra(
     table[keys.IN_PANEL] = False
     supported = table["detected"].to_numpy() >= config.min_detected
     return matrix[:, supported].tocsr(), table[supported].copy(), measured[:, supported]
-
-
-def _genes(table: ad.AnnData) -> list[str]:
-    control = (
-        table.var[keys.CONTROL].to_numpy(dtype=bool) if keys.CONTROL in table.var else np.zeros(table.n_vars, bool)
-    )
-    return list(table.var_names[~control])
 
 
 def _aligned(matrix: SparseExpression, names: pd.Index, wanted: pd.Index) -> SparseExpression:
