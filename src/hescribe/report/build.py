@@ -44,7 +44,7 @@ def build_report(
         Training curves: ``epoch``, ``split``, ``metric``, ``value`` and optionally ``fold``.
     provenance
         What made the predictions: version, bundle, encoder, method, seeds, sections, date. What is left out is
-        taken from the predictions. Shown as it is.
+        taken from the predictions. Shown in plain names, less what says nothing.
     output_dir
         An older report there is replaced as a whole when this one is complete.
     genes
