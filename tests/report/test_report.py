@@ -193,6 +193,19 @@ def test_the_verdict_follows_the_share_of_the_ceiling(pcc: float, verdict: str) 
     assert not said.cautions
 
 
+def test_strange_tiles_warn_where_nothing_was_measured_on_them() -> None:
+    predicted, measured = make()
+    predicted.obs[keys.NOVELTY] = 99.0
+    for given, scores, text in (
+        ((predicted, measured, None), [score(predicted, pcc=0.6)], "was reached in spite of it"),
+        ((predicted, None, None), [None], "be careful where the novelty map is dark"),
+    ):
+        contents = read_contents([given], scores)
+        (told,) = [r for r in trust(contents, overall(contents, None)).reasons if "look unlike" in r]
+        assert told.startswith("100% of the tiles")
+        assert text in told
+
+
 @pytest.mark.parametrize(
     ("key", "text"), [("seen_in_training", "nothing about new tissue"), ("patient_seen_in_training", "same patient")]
 )
