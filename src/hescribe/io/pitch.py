@@ -17,9 +17,7 @@ Lattice = Literal["square", "hexagonal"]
 
 _FEWEST_FOR_PARITY = 10  #: by chance, ten spots of a full square array are all of one colour once in 500 arrays
 _FEWEST_FOR_FIT = 6
-_STRETCH = (
-    1.3  #: of one direction against another, beyond which spots are printed otherwise (a square grid as Visium's: 1.7)
-)
+_STRETCH = 1.3  #: of one direction, beyond which spots are printed otherwise (a square grid taken for Visium's: 1.7)
 _SPOT_OF_PITCH = 0.55  #: Visium: spots of 55 µm every 100 µm; legacy ST: 100 every 200
 
 

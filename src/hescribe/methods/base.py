@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from hescribe.methods.layers import gather_rows
@@ -88,6 +88,17 @@ class Retrieval(MethodConfig):
         "expression", description="which embedding of a training spot is its key"
     )
     similarity: Literal["cosine", "euclidean"] = "cosine"
+
+
+def only_key(method: str, key: str) -> AfterValidator:
+    """Refuses a `Retrieval` by another key than the one that a method has."""
+
+    def checked(value: Retrieval) -> Retrieval:
+        if value.key != key:
+            raise ValueError(f"{method} has no key {value.key!r}: leave retrieval.key at {key!r}")
+        return value
+
+    return AfterValidator(checked)
 
 
 class Refinement(MethodConfig):

@@ -7,11 +7,13 @@ correlation is layout alone.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval, only_key
 from hescribe.types import Context, Features, SparseExpression
 
 
@@ -19,20 +21,15 @@ class CoordinateConfig(MethodConfig):
     """Settings of coordinate-knn."""
 
     context: Context = Field(Context(position=True), description="the position is all that is used")
-    retrieval: Retrieval = Retrieval(k=10, key="image", similarity="euclidean")
+    retrieval: Annotated[Retrieval, only_key("coordinate-knn", "image")] = Retrieval(
+        k=10, key="image", similarity="euclidean"
+    )
 
     @field_validator("context")
     @classmethod
     def _the_position_is_described(cls, value: Context) -> Context:
         if not value.position:
             raise ValueError("coordinate-knn knows nothing but the position: leave context.position on")
-        return value
-
-    @field_validator("retrieval")
-    @classmethod
-    def _keys_are_positions(cls, value: Retrieval) -> Retrieval:
-        if value.key != "image":
-            raise ValueError(f"coordinate-knn has no key {value.key!r}: leave retrieval.key at 'image'")
         return value
 
 

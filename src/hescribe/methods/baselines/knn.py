@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
-from pydantic import field_validator
 from torch import Tensor, nn
 
 from hescribe.errors import InputError
-from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval, Shapes
+from hescribe.methods.base import Batch, JointModel, Method, MethodConfig, Origin, Retrieval, Shapes, only_key
 from hescribe.methods.layers import Standardise
 from hescribe.types import Features, SparseExpression
 
@@ -15,14 +16,7 @@ from hescribe.types import Features, SparseExpression
 class KnnConfig(MethodConfig):
     """Settings of the control."""
 
-    retrieval: Retrieval = Retrieval(key="image")
-
-    @field_validator("retrieval")
-    @classmethod
-    def _keys_are_images(cls, value: Retrieval) -> Retrieval:
-        if value.key != "image":
-            raise ValueError(f"knn has no key {value.key!r}: leave retrieval.key at 'image'")
-        return value
+    retrieval: Annotated[Retrieval, only_key("knn", "image")] = Retrieval(key="image")
 
 
 class Knn(JointModel):

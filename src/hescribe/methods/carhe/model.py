@@ -10,12 +10,12 @@ vectors of their expression, each section less its mean).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from hescribe.methods.base import (
     Temperature,
     Unpaired,
     Width,
+    only_key,
 )
 from hescribe.methods.carhe.prototypes import cluster, project_unpaired
 from hescribe.methods.layers import ProjectionHead
@@ -62,17 +63,13 @@ class CarheConfig(MethodConfig):
         "auto", description="of transcriptomes; auto: scGPT's where every section and reference has obsm['X_scGPT']"
     )
     optimisation: Optimisation = Optimisation(epochs=100, batch_size=64, learning_rate=1e-4, weight_decay=2e-3)
-    retrieval: Retrieval = Retrieval(k=1000, imputation="softmax", temperature=0.1)
+    #: keys are prototypes, clusters of expression
+    retrieval: Annotated[Retrieval, only_key("carhe", "expression")] = Retrieval(
+        k=1000, imputation="softmax", temperature=0.1
+    )
     refinement: Refinement | None = Field(
         None, description="Grad-CAM refinement of the prototypes' weights; needs an encoder with feature maps"
     )
-
-    @field_validator("retrieval")
-    @classmethod
-    def _keys_are_prototypes(cls, value: Retrieval) -> Retrieval:
-        if value.key != "expression":
-            raise ValueError(f"carhe has no key {value.key!r}: its keys are prototypes, leave retrieval.key alone")
-        return value
 
 
 class Carhe(JointModel):

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from hescribe import keys
-from hescribe.errors import HescribeWarning, InputError
+from hescribe.errors import HescribeWarning, InputError, list_some
 from hescribe.metrics.gene_sets import gene_moments, variance_within
 from hescribe.types import SparseExpression
 
@@ -117,9 +117,8 @@ def _from_file(path: Path, genes: pd.Index) -> npt.NDArray[np.bool_]:
             fix="one gene symbol a line, as in the sections",
         )
     if lacking := sorted(wanted - set(genes)):
-        told = ", ".join(lacking[:3]) + (", …" if len(lacking) > 3 else "")
         warnings.warn(
-            f"{path}: {len(lacking)} of {len(wanted)} genes not measured in every training section, left out: {told}",
+            f"{path}: {len(lacking)} of {len(wanted)} genes not measured in every training section, left out: {list_some(lacking)}",
             HescribeWarning,
             stacklevel=2,
         )
